@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Files without an inode of their own, and the operations of files.
+//!
+//! For kernel objects that user space holds by a file descriptor but never opens by name.
+//!
+//! C headers: [`include/linux/anon_inodes.h`](srctree/include/linux/anon_inodes.h),
+//! [`include/linux/fs.h`](srctree/include/linux/fs.h)
+
+use crate::{
+    bindings,
+    error::{
+        from_err_ptr,
+        VTABLE_DEFAULT_ERROR, //
+    },
+    fs::File,
+    mm::virt::VmaNew,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        poll::PollTable, //
+    },
+    types::ForeignOwnable, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
+/// What can be done with a file.
+#[vtable]
+pub trait FileOperations: Sized {
+    /// What the file owns, its private data.
+    type Data: ForeignOwnable + Send + Sync;
+
+    /// Called when the last reference to the file is gone.  May sleep.
+    fn release(data: Self::Data) {
+        drop(data);
+    }
+
+    /// Registers the file's wait queue with `table` and returns what it is ready for, a poll mask.
+    /// May sleep.
+    fn poll(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _file: &File,
+        _table: PollTable<'_>,
+    ) -> u32 {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Maps the part of the file that begins `offset` pages into it.  May sleep.
+    fn mmap(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _vma: &VmaNew,
+        _offset: usize,
+    ) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+}
+
+/// The table of the operations of a kind of files.
+///
+/// It is what tells the files of one kind from all others, so there must be one only: put it in a
+/// `static`.
+pub struct FileOperationsTable<T: FileOperations> {
+    table: bindings::file_operations,
+    _operations: PhantomData<fn() -> T>,
+}
+
+// SAFETY: The table does not change and its functions can be called on any thread.
+unsafe impl<T: FileOperations> Sync for FileOperationsTable<T> {}
+
+impl<T: FileOperations> FileOperationsTable<T> {
+    /// Makes the table.
+    #[expect(clippy::new_without_default)]
+    pub const fn new() -> Self {
+        Self {
+            table: bindings::file_operations {
+                release: Some(Self::release),
+                poll: if T::HAS_POLL { Some(Self::poll) } else { None },
+                mmap: if T::HAS_MMAP { Some(Self::mmap) } else { None },
+                ..pin_init::zeroed()
+            },
+            _operations: PhantomData,
+        }
+    }
+
+    /// Makes a file of this kind that owns `data`.
+    ///
+    /// `name` appears in `/proc/PID/fd`; `flags` are of [`crate::fs::file::flags`].  May sleep.
+    pub fn create(&'static self, name: &CStr, data: T::Data, flags: u32) -> Result<ARef<File>> {
+        let data = data.into_foreign();
+
+        // SAFETY: The table is static, and its functions expect what `data` is.
+        let file = from_err_ptr(unsafe {
+            bindings::anon_inode_getfile(
+                name.as_char_ptr(),
+                &raw const self.table,
+                data,
+                // CAST: It is a set of bits.
+                flags as c_int,
+            )
+        })
+        .inspect_err(|_| {
+            // SAFETY: The file does not exist, so the data is still ours.
+            drop(unsafe { T::Data::from_foreign(data) });
+        })?;
+
+        // SAFETY: It is a new file, whose only reference is ours.  Nobody uses its position.
+        Ok(unsafe { ARef::from_raw(NonNull::new_unchecked(file.cast())) })
+    }
+
+    /// Returns the data of `file`, or [`None`] if it is of another kind.
+    pub fn data<'a>(
+        &'static self,
+        file: &'a File,
+    ) -> Option<<T::Data as ForeignOwnable>::Borrowed<'a>> {
+        // SAFETY: The operations and the private data of an open file do not change.
+        let (table, data) = unsafe { ((*file.as_ptr()).f_op, (*file.as_ptr()).private_data) };
+
+        if !core::ptr::eq(table, &raw const self.table) {
+            return None;
+        }
+        // SAFETY: The file is of this kind, and its data lives as long as the file.
+        Some(unsafe { T::Data::borrow(data) })
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be a file of this kind that is being released.
+    unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+        // SAFETY: The data was made by `into_foreign` in `create`, and nobody borrows it any more.
+        T::release(unsafe { T::Data::from_foreign((*file).private_data) });
+        0
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be a file of this kind, `table` null or a valid poll table.
+    unsafe extern "C" fn poll(
+        file: *mut bindings::file,
+        table: *mut bindings::poll_table,
+    ) -> bindings::__poll_t {
+        // SAFETY: The data was made by `into_foreign` in `create`.
+        let data = unsafe { T::Data::borrow((*file).private_data) };
+        // SAFETY: The file is valid, and its position is not used.
+        let file = unsafe { File::from_raw_file(file) };
+
+        // SAFETY: The table is valid, by the requirements.
+        T::poll(data, file, unsafe { PollTable::from_raw(table) })
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be a file of this kind, `vma` an area that is being mapped to it.
+    unsafe extern "C" fn mmap(
+        file: *mut bindings::file,
+        vma: *mut bindings::vm_area_struct,
+    ) -> c_int {
+        // SAFETY: The data was made by `into_foreign` in `create`.
+        let data = unsafe { T::Data::borrow((*file).private_data) };
+        // SAFETY: The area is being set up, so its offset does not change.
+        let offset = unsafe { (*vma).vm_pgoff };
+
+        // SAFETY: The area is being set up.
+        match T::mmap(data, unsafe { VmaNew::from_raw(vma) }, offset) {
+            Ok(()) => 0,
+            Err(error) => error.to_errno(),
+        }
+    }
+}

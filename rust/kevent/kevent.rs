@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! kevent: an event queue whose events can be collected from shared memory.
+//!
+//! `include/uapi/linux/kevent.h` is the interface.  The way of an event:
+//!
+//! ```text
+//! file wakes its waiters
+//!   └► fd        the callback: which registration, which bits
+//!        └► queue     the lock, and who is to be woken
+//!             └► events    merge, post or wait for room
+//!                  └► ring      slots and their words
+//!                       └► memory    the pages that programs map
+//! ```
+//!
+//! `ring` and `events` are free of kernel types and are tested on the host as well.  [`queue`] has
+//! the order of the locks, [`fd`] who ends a registration, [`ring`] the memory ordering.
+
+use kernel::prelude::*;
+
+mod abi;
+mod events;
+mod exports;
+mod fd;
+mod files;
+mod memory;
+mod queue;
+mod ring;
+mod watched;
+
+/// Prefix of log messages.
+const __LOG_PREFIX: &[u8] = b"kevent\0";
+
+/// What `#[vtable]` takes for the module that the code is in.
+struct LocalModule;
+
+impl kernel::ModuleMetadata for LocalModule {
+    const NAME: &'static kernel::str::CStr = c"kevent";
+
+    const THIS_MODULE: ThisModule = {
+        // SAFETY: The null pointer stands for code that is built in.
+        unsafe { ThisModule::from_ptr(core::ptr::null_mut()) }
+    };
+}
