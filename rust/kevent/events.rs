@@ -24,9 +24,10 @@
 //!
 //! [`Events::add`] refuses a registration if the registrations and the cancelled slots that are
 //! still unclaimed would be more than the slots.  A registration has at most one event in the ring,
-//! so if consumers claim in order there is a free slot for every event.  If they do not, the event
-//! waits in its registration, in order with the others that do, and the consumers are told by the
-//! overflow flag.  It takes no memory and no event is lost.
+//! so if consumers claim in order there is a free slot for every event.  If they do not, or if
+//! [`Events::modify`] cancelled events that nobody has claimed yet, the event waits in its
+//! registration, in order with the others that do, and the consumers are told by the overflow flag.
+//! It takes no memory and no event is lost.
 //!
 //! # Locking
 //!

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: MIT
+//! The consumer's side of the ring protocol, as `<linux/kevent.h>` has it.
+//!
+//! It is generic over the memory and the kernel behind it: `consumer_tests.rs`
+//! plays the kernel's part, and the crate `ring-tests` includes this very file
+//! and the kernel's, to run them against each other.
+//!
+//! The cursor is the position that is looked for next, counted from 0 and
+//! modulo 2^64.  It is this consumer's own; nothing is shared with others, and
+//! nothing depends on its being right but how soon an event is found.
+
+use std::io;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::time::Duration;
+
+use crate::abi::{self, Slot, Ukevent};
+use crate::event::Event;
+use crate::sync::fence;
+use crate::RingStats;
+
+/// How many events are collected at most when the system call must be used.
+const SPILL: usize = 64;
+
+/// A ring and the kernel behind it.
+pub(crate) trait Backend {
+    /// How many slots there are: a power of two that does not change.
+    fn slots(&self) -> u32;
+
+    /// The slot of a position; the index is taken modulo the number of slots.
+    fn slot(&self, index: u32) -> &Slot;
+
+    /// `kevent_ring.flags`
+    fn flags(&self) -> u32;
+
+    /// `kevent_getevents()`; with no room in `events` it only waits.
+    fn getevents(
+        &self,
+        events: &mut [Ukevent],
+        min: usize,
+        timeout: Option<Duration>,
+    ) -> io::Result<usize>;
+}
+
+/// One consumer of a ring.
+pub(crate) struct Consumer<B> {
+    backend: B,
+    pub(crate) cursor: u64,
+    /// log2 of the number of slots
+    shift: u32,
+    /// How many events are claimed at once, at most.
+    limit: usize,
+    events: Vec<Event>,
+    pub(crate) stats: RingStats,
+}
+
+/// What a look at one slot gave.
+enum Found {
+    Event(Event),
+    /// No event, but the next position is worth a look.
+    Skip,
+    /// What the cursor looks for is not posted yet.
+    Empty,
+}
+
+impl<B: Backend> Consumer<B> {
+    /// A consumer which claims up to `limit` events at once.
+    pub(crate) fn new(backend: B, limit: usize) -> Self {
+        let shift = backend.slots().trailing_zeros();
+        let mut consumer = Self {
+            backend,
+            cursor: 0,
+            shift,
+            limit: limit.max(1),
+            events: Vec::with_capacity(limit.max(1)),
+            stats: RingStats::default(),
+        };
+        consumer.resynchronise();
+        consumer
+    }
+
+    pub(crate) fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The events of the last batch.
+    pub(crate) fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// The generation of the cursor's position.
+    fn generation(&self) -> u32 {
+        (self.cursor >> self.shift).wrapping_add(1) as u32 & abi::KEVENT_WORD_GEN_MASK
+    }
+
+    /// How many laps a word is ahead of the cursor, or None if it is behind.
+    fn laps_ahead(&self, word: u64) -> Option<u32> {
+        let laps = abi::word_gen(word).wrapping_sub(self.generation()) & abi::KEVENT_WORD_GEN_MASK;
+        (laps <= abi::KEVENT_WORD_GEN_MASK / 2).then_some(laps)
+    }
+
+    /// Goes on to the next position that may hold an event, when the slot at the
+    /// cursor was posted `ahead` laps later than the cursor thinks.
+    ///
+    /// The kernel posts in order: when it came to that slot again, everything
+    /// that is a lap or more before that was gone.
+    fn step(&mut self, ahead: u32) {
+        let gone = u64::from(ahead.saturating_sub(1)) << self.shift;
+        self.cursor = self.cursor.wrapping_add(gone + 1);
+    }
+
+    /// Puts the cursor to the oldest position that may still hold an event.
+    ///
+    /// Slot 0 tells the lap, and everything up to a lap before that may still
+    /// be there: the search starts at slot 1 of the lap before.  If nothing has
+    /// been posted at all this is before the first lap; that does no harm, as
+    /// slots of generation 0 count as consumed then.
+    fn resynchronise(&mut self) {
+        let lap = abi::word_gen(self.backend.slot(0).word.load(Acquire)).wrapping_sub(1)
+            & abi::KEVENT_WORD_GEN_MASK;
+        let before = (1u64 << self.shift) - 1;
+        self.cursor = (u64::from(lap) << self.shift).wrapping_sub(before);
+    }
+
+    /// Looks at the slot of the cursor, and claims what is there.
+    fn look(&mut self) -> Found {
+        let slot = self.backend.slot(self.cursor as u32);
+        let mut word = slot.word.load(Acquire);
+
+        loop {
+            let ahead = self.laps_ahead(word);
+            if let Some(ahead @ 1..) = ahead {
+                // The cursor is stale.  What is here, if anything, is younger
+                // than all in between, and its turn comes.
+                self.step(ahead);
+                return Found::Skip;
+            }
+            if word & abi::KEVENT_WORD_READY == 0 {
+                return match ahead {
+                    Some(_) => {
+                        self.step(0);
+                        Found::Skip
+                    }
+                    None => Found::Empty,
+                };
+            }
+
+            let event = Event {
+                user_data: slot.user_data.load(Relaxed),
+                ident: slot.ident.load(Relaxed),
+                value: abi::word_value(word),
+                source: slot.source.load(Relaxed),
+            };
+            // Release: the payload was read before the kernel may use the slot
+            // again.  Acquire: nothing that is done about the event is moved
+            // before the claim.
+            let claimed = abi::word_claimed(word);
+            match slot.word.compare_exchange(word, claimed, AcqRel, Acquire) {
+                Ok(_) => {
+                    // An event of an earlier lap, which somebody skipped, is as
+                    // good as any; but the cursor's own is still to come.
+                    if ahead.is_some() {
+                        self.step(0);
+                    }
+                    // Zero: it was cancelled.
+                    return if event.value == 0 {
+                        Found::Skip
+                    } else {
+                        Found::Event(event)
+                    };
+                }
+                Err(now) => {
+                    self.stats.retries += 1;
+                    word = now;
+                }
+            }
+        }
+    }
+
+    /// Claims what is there, up to the limit, and tells how much it was.
+    pub(crate) fn claim(&mut self) -> usize {
+        self.events.clear();
+        // Two laps catch up with everything.  In a ring that this program has
+        // scribbled over it could go on for ever.
+        let mut skips = 4u64 << self.shift;
+        while self.events.len() < self.limit {
+            match self.look() {
+                Found::Event(event) => self.events.push(event),
+                Found::Skip if skips > 0 => skips -= 1,
+                Found::Skip | Found::Empty => break,
+            }
+        }
+        if !self.events.is_empty() {
+            // The claims come before any look at the sources: the kernel either
+            // sees that the events were taken, and posts anew, or the caller
+            // sees what the source has to say.
+            fence(SeqCst);
+            self.stats.batches += 1;
+            self.stats.claimed += self.events.len() as u64;
+        }
+        self.events.len()
+    }
+
+    /// Waits until there are `min` events for somebody, or the timeout is over.
+    pub(crate) fn wait(&mut self, min: usize, timeout: Option<Duration>) -> io::Result<usize> {
+        self.stats.waits += 1;
+        self.backend.getevents(&mut [], min, timeout)
+    }
+
+    /// Claims what is there; if that is nothing, waits for it.
+    pub(crate) fn poll(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
+        if self.claim() != 0 {
+            return Ok(self.events.len());
+        }
+        // This also lets in what waits behind a full ring.
+        if self.wait(1, timeout)? == 0 || self.claim() != 0 {
+            return Ok(self.events.len());
+        }
+        self.spill()
+    }
+
+    /// There was something a moment ago, but not at the cursor.  Either another
+    /// consumer has got it, or it is at a position which this cursor has left
+    /// behind: the kernel knows.
+    fn spill(&mut self) -> io::Result<usize> {
+        let mut raw = [Ukevent::default(); SPILL];
+        let room = self.limit.min(SPILL);
+        self.stats.collects += 1;
+        let collected = self
+            .backend
+            .getevents(&mut raw[..room], 0, Some(Duration::ZERO))?;
+        self.stats.collected += collected as u64;
+        self.events.extend(raw[..collected].iter().map(Event::from));
+        self.resynchronise();
+        fence(SeqCst);
+        Ok(self.events.len())
+    }
+}
