@@ -7,14 +7,16 @@
 //! # States of a registration
 //!
 //! ```text
-//!            add                 post, next slot free
-//!  Free ────────────► Idle ◄───────────────────────────► Posted ──┐ post: merge
-//!    ▲                 │        claimed by anybody          ▲  ▲──┘
-//!    │                 │ post, ring is full           flush │
-//!    │                 ▼                                    │
-//!    │              Waiting ────────────────────────────────┘
-//!    │ remove          │  ▲ post: merge
-//!    └─── from any     └──┘
+//!        add          post, if the next slot is free
+//!  Free -----> Idle -----------------------------------> Posted --+ post: merge
+//!   ^           |  <----------------------------------   ^   ^   |
+//!   |           |         claimed by anybody             |   +---+
+//!   |           | post, if the ring is full              |
+//!   |           v                                        | flush
+//!   |          Waiting ----------------------------------+
+//!   |           |   ^ post: merge
+//!   +-- remove  +---+
+//!    from any
 //! ```
 //!
 //! `Posted` can be out of date: user space does not tell when it claims an event.  The ring's

@@ -132,8 +132,8 @@ pub(crate) unsafe extern "C" fn kevent_rs_release(file: *mut bindings::file) {
 ///
 /// # Safety
 ///
-/// `file` must be a valid file, and `owner`, if it is a descriptor table, alive or on its way out by
-/// the caller.
+/// `file` must be a valid file, and `owner`, if it is a descriptor table, alive or on its way out
+/// by the caller.
 #[export]
 pub(crate) unsafe extern "C" fn kevent_rs_fd_closed(
     file: *mut bindings::file,

@@ -27,8 +27,9 @@
 //!     sleep, if there were none             wake, if so
 //! ```
 //!
-//! Whichever takes the lock second sees what the other did before: if it is the waiter, B finds the
-//! event of C; if it is the poster, D finds the waiter of A.  So no fence is needed beside the lock.
+//! Whichever takes the lock second sees what the other did before: if it is the waiter, B finds
+//! the event of C; if it is the poster, D finds the waiter of A.  So no fence is needed beside the
+//! lock.
 //!
 //! A wake-up goes to one waiter, and it is lost if that waiter does not collect what it was woken
 //! for: because of a signal, the deadline, or because it wants more events than there are.  So a
@@ -55,6 +56,7 @@ use crate::{
     ring::Payload, //
 };
 use kernel::{
+    current,
     fs::{
         anon_inode::{
             FileOperations,
@@ -404,14 +406,11 @@ impl Queue {
             let waited = self.wait(min.saturating_sub(collected), deadline);
 
             let Some(events) = events else {
+                if current!().signal_pending() {
+                    // Whoever has a signal to handle may never come to claim the event.
+                    self.pass_on();
+                }
                 return waited.map(|count| count.unwrap_or_else(|| self.count(min)));
-            };
-
-            // With a signal to handle, what was not collected yet can wait.
-            let waited = match waited {
-                Ok(waited) => waited,
-                Err(_) if collected > 0 => return Ok(collected),
-                Err(error) => return Err(error),
             };
             let result = self.collect(events, &mut collected, max);
 
@@ -419,12 +418,13 @@ impl Queue {
                 // There may be more.
                 self.pass_on();
             }
-            match result {
-                Err(error) if collected == 0 => return Err(error),
-                Err(_) => return Ok(collected),
-                Ok(()) if collected >= min || waited.is_none() => return Ok(collected),
-                // Somebody else was faster.
-                Ok(()) => {}
+            if collected == 0 {
+                result?;
+                waited?;
+            }
+            // Otherwise somebody else was faster.
+            if collected >= min || result.is_err() || !matches!(waited, Ok(Some(_))) {
+                return Ok(collected);
             }
         }
     }

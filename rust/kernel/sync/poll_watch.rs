@@ -131,8 +131,8 @@ pub struct PollWatch<H: PollHandler> {
     _pin: PhantomPinned,
 }
 
-// SAFETY: The entries are used under the locks of the wait queues, or by one thread at a time, which
-// `arm` and `disarm` require; handlers are `Send` and `Sync`.
+// SAFETY: The entries are used under the locks of the wait queues, or by one thread at a time,
+// which `arm` and `disarm` require; handlers are `Send` and `Sync`.
 unsafe impl<H: PollHandler> Send for PollWatch<H> {}
 // SAFETY: As above.
 unsafe impl<H: PollHandler> Sync for PollWatch<H> {}

@@ -1,0 +1,630 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the kevent selftests share: the system calls, a consumer of the ring,
+ * and helpers that wait for events, for threads and for other processes.
+ *
+ * The consumer (struct kevent_ring_map, kevent_ring_claim(),
+ * kevent_ring_fence()) depends on nothing else here and follows the protocol
+ * in <linux/kevent.h> to the letter.
+ */
+#ifndef __KEVENT_UTIL_H
+#define __KEVENT_UTIL_H
+
+#include "kselftest_harness.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kevent.h>
+#include <linux/time_types.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef __NR_kevent_init
+#define __NR_kevent_init	473
+#define __NR_kevent_ctl		474
+#define __NR_kevent_getevents	475
+#endif
+
+/* How long to wait for what has to come: only a failing test takes so long. */
+#define PATIENCE_MS	8000
+/* How long to wait for what must not come, from a source that is slow. */
+#define SETTLE_MS	30
+
+#define NSEC_PER_MSEC	1000000LL
+#define NSEC_PER_SEC	1000000000LL
+
+/*
+ * The system calls; each returns what the kernel does, a negated error number
+ * in case of an error.
+ */
+
+static inline int sys_kevent_init(struct kevent_params *params, size_t size)
+{
+	long ret = syscall(__NR_kevent_init, params, size);
+
+	return ret < 0 ? -errno : ret;
+}
+
+static inline int sys_kevent_ctl(int kfd, struct ukevent *changes,
+				 unsigned int nr, unsigned int flags)
+{
+	long ret = syscall(__NR_kevent_ctl, kfd, changes, nr, flags);
+
+	return ret < 0 ? -errno : ret;
+}
+
+static inline int sys_kevent_getevents(int kfd, struct ukevent *events,
+				       unsigned int min, unsigned int max,
+				       const struct __kernel_timespec *timeout,
+				       const struct kevent_getopts *opts)
+{
+	long ret = syscall(__NR_kevent_getevents, kfd, events, min, max,
+			   timeout, opts);
+
+	return ret < 0 ? -errno : ret;
+}
+
+/*
+ * A consumer of the ring.
+ */
+
+/**
+ * struct kevent_ring_map - a mapped ring, and one consumer's place in it
+ * @ring: the header
+ * @slots: the slots
+ * @nr_slots: how many there are
+ * @slot_size: bytes from one to the next
+ * @cursor: the position that the consumer looks at next
+ * @claimed: the position that it claimed last
+ *
+ * Consumers that work at the same time have a copy each.
+ */
+struct kevent_ring_map {
+	const struct kevent_ring *ring;
+	unsigned char *slots;
+	__u32 nr_slots;
+	__u32 slot_size;
+	__u64 cursor;
+	__u64 claimed;
+};
+
+static inline struct kevent_slot *
+kevent_ring_slot(const struct kevent_ring_map *map, __u64 pos)
+{
+	__u64 index = pos & (map->nr_slots - 1);
+
+	return (struct kevent_slot *)(map->slots + index * map->slot_size);
+}
+
+static inline __u32 kevent_ring_gen(const struct kevent_ring_map *map,
+				    __u64 pos)
+{
+	return (pos / map->nr_slots + 1) & KEVENT_WORD_GEN_MASK;
+}
+
+static inline __u64 kevent_slot_word(const struct kevent_slot *slot)
+{
+	return __atomic_load_n(&slot->word, __ATOMIC_ACQUIRE);
+}
+
+static inline __u32 kevent_ring_flags(const struct kevent_ring_map *map)
+{
+	return __atomic_load_n(&map->ring->flags, __ATOMIC_ACQUIRE);
+}
+
+/**
+ * kevent_ring_claim() - claim the next event
+ * @map: the ring and the consumer's cursor
+ * @ev: filled in: ident, source, flags, events (the value), user_data, data
+ *
+ * Cancelled slots are claimed on the way and are no events.  After the last
+ * claim of a batch comes kevent_ring_fence().
+ *
+ * Return: true if there was an event, false if the next was not posted yet
+ */
+static inline bool kevent_ring_claim(struct kevent_ring_map *map,
+				     struct ukevent *ev)
+{
+	const __u32 half = (KEVENT_WORD_GEN_MASK >> 1) + 1;
+
+	for (;;) {
+		__u64 pos = map->cursor;
+		struct kevent_slot *slot = kevent_ring_slot(map, pos);
+		__u64 word = kevent_slot_word(slot);
+		/* How many laps the slot is ahead of the cursor, modulo 2^31 */
+		__u32 ahead = (KEVENT_WORD_GEN(word) -
+				  kevent_ring_gen(map, pos)) &
+				 KEVENT_WORD_GEN_MASK;
+		bool behind = ahead >= half;
+
+		if (word & KEVENT_WORD_READY) {
+			memset(ev, 0, sizeof(*ev));
+			ev->user_data = __atomic_load_n(&slot->user_data,
+							__ATOMIC_RELAXED);
+			ev->ident = __atomic_load_n(&slot->ident,
+						    __ATOMIC_RELAXED);
+			ev->source = __atomic_load_n(&slot->source,
+						     __ATOMIC_RELAXED);
+			ev->flags = __atomic_load_n(&slot->flags,
+						    __ATOMIC_RELAXED);
+			ev->data = __atomic_load_n(&slot->data,
+						   __ATOMIC_RELAXED);
+			ev->events = KEVENT_WORD_VALUE(word);
+			if (!__atomic_compare_exchange_n(&slot->word, &word,
+							 KEVENT_WORD_CLAIMED(word),
+							 false, __ATOMIC_ACQ_REL,
+							 __ATOMIC_RELAXED))
+				continue;
+		} else if (behind) {
+			return false;
+		}
+
+		/*
+		 * The slot is the consumer's or somebody else's by now.  Left
+		 * over from an earlier lap, it says nothing about the position
+		 * that the cursor is at.  From a later lap, it says that
+		 * everything up to one lap before it is gone: go there, which
+		 * is the next position if it is the cursor's own lap or the one
+		 * after it.
+		 */
+		if (!behind)
+			map->cursor = pos + 1 + (ahead ? ahead - 1ULL : 0) *
+				      map->nr_slots;
+
+		if (word & KEVENT_WORD_READY) {
+			__s64 laps = behind ?
+				       (__s64)ahead - KEVENT_WORD_GEN_MASK - 1 :
+				       (__s64)ahead;
+
+			map->claimed = pos + laps * map->nr_slots;
+			if (ev->events)
+				return true;
+		}
+	}
+}
+
+/* What a consumer owes between its last claim and its first look at a source */
+static inline void kevent_ring_fence(void)
+{
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+/*
+ * A queue, with its ring mapped.
+ */
+
+struct kq {
+	int fd;
+	struct kevent_params params;
+	struct kevent_ring_map map;
+};
+
+static inline int kq_map(struct kq *q)
+{
+	void *ring, *slots;
+
+	ring = mmap(NULL, q->params.header_size, PROT_READ, MAP_SHARED, q->fd,
+		    KEVENT_OFF_HEADER);
+	if (ring == MAP_FAILED)
+		return -errno;
+	slots = mmap(NULL, q->params.slots_size, PROT_READ | PROT_WRITE,
+		     MAP_SHARED, q->fd, KEVENT_OFF_SLOTS);
+	if (slots == MAP_FAILED) {
+		int err = -errno;
+
+		munmap(ring, q->params.header_size);
+		return err;
+	}
+	memset(&q->map, 0, sizeof(q->map));
+	q->map.ring = ring;
+	q->map.slots = slots;
+	q->map.nr_slots = q->map.ring->slots;
+	q->map.slot_size = q->map.ring->slot_size;
+	return 0;
+}
+
+static inline void kq_unmap(struct kq *q)
+{
+	if (q->map.ring)
+		munmap((void *)q->map.ring, q->params.header_size);
+	if (q->map.slots)
+		munmap(q->map.slots, q->params.slots_size);
+	memset(&q->map, 0, sizeof(q->map));
+}
+
+static inline int kq_open(struct kq *q, unsigned int slots)
+{
+	int err;
+
+	memset(q, 0, sizeof(*q));
+	q->params.slots = slots;
+	q->fd = sys_kevent_init(&q->params, sizeof(q->params));
+	if (q->fd < 0)
+		return q->fd;
+	err = kq_map(q);
+	if (err) {
+		close(q->fd);
+		q->fd = -1;
+	}
+	return err;
+}
+
+static inline void kq_close(struct kq *q)
+{
+	kq_unmap(q);
+	if (q->fd >= 0)
+		close(q->fd);
+	q->fd = -1;
+}
+
+/* For FIXTURE_SETUP(), where it has to be the last thing if it returns false */
+static inline bool kq_setup(struct __test_metadata *_metadata, struct kq *q,
+			    unsigned int slots)
+{
+	int err = kq_open(q, slots);
+
+	if (err == -ENOSYS)
+		SKIP(return false, "this kernel has no kevent");
+	ASSERT_EQ(0, err);
+	ASSERT_EQ(0, q->map.ring->incompat);
+	return true;
+}
+
+/* The change that does @op to @fd; @events and @udata as for an addition */
+static inline struct ukevent kq_fd_change(unsigned int op, int fd,
+					  __u32 events, __u64 udata)
+{
+	struct ukevent change = {
+		.ident = fd,
+		.source = KEVENT_SOURCE_FD,
+		.op = op,
+	};
+
+	if (op != KEVENT_OP_DEL) {
+		change.flags = KEVENT_EDGE;
+		change.events = events;
+		change.user_data = udata;
+	}
+	return change;
+}
+
+static inline int kq_ctl(const struct kq *q, unsigned int op, int fd,
+			 __u32 events, __u64 udata)
+{
+	struct ukevent change = kq_fd_change(op, fd, events, udata);
+
+	return sys_kevent_ctl(q->fd, &change, 1, 0);
+}
+
+/* These three return one if all is well: one change was applied. */
+static inline int kq_add(const struct kq *q, int fd, __u32 events,
+			 __u64 udata)
+{
+	return kq_ctl(q, KEVENT_OP_ADD, fd, events, udata);
+}
+
+static inline int kq_mod(const struct kq *q, int fd, __u32 events,
+			 __u64 udata)
+{
+	return kq_ctl(q, KEVENT_OP_MOD, fd, events, udata);
+}
+
+static inline int kq_del(const struct kq *q, int fd)
+{
+	return kq_ctl(q, KEVENT_OP_DEL, fd, 0, 0);
+}
+
+/*
+ * Time
+ */
+
+static inline struct __kernel_timespec ms_to_timespec(unsigned int ms)
+{
+	return (struct __kernel_timespec) {
+		.tv_sec = ms / 1000,
+		.tv_nsec = ms % 1000 * NSEC_PER_MSEC,
+	};
+}
+
+static inline __s64 now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec;
+}
+
+static inline void sleep_ms(unsigned int ms)
+{
+	struct timespec ts = {
+		.tv_sec = ms / 1000,
+		.tv_nsec = ms % 1000 * NSEC_PER_MSEC,
+	};
+
+	while (nanosleep(&ts, &ts) && errno == EINTR)
+		;
+}
+
+static inline int kq_getevents(const struct kq *q, struct ukevent *evs,
+			       unsigned int min, unsigned int max,
+			       unsigned int timeout_ms)
+{
+	struct __kernel_timespec ts = ms_to_timespec(timeout_ms);
+
+	return sys_kevent_getevents(q->fd, evs, min, max, &ts, NULL);
+}
+
+/*
+ * Two ways to collect the same events.
+ */
+
+enum collect_by {
+	BY_RING,
+	BY_SYSCALL,
+};
+
+/* Collect what there is, without waiting. */
+static inline int kq_collect(struct kq *q, enum collect_by by,
+			     struct ukevent *evs, unsigned int max)
+{
+	unsigned int nr = 0;
+
+	if (by == BY_SYSCALL)
+		return kq_getevents(q, evs, 0, max, 0);
+
+	while (nr < max && kevent_ring_claim(&q->map, &evs[nr]))
+		nr++;
+	kevent_ring_fence();
+	return nr;
+}
+
+/* Wait for one event: one if it came, zero if it did not. */
+static inline int kq_next(struct kq *q, enum collect_by by, struct ukevent *ev)
+{
+	__s64 end = now_ns() + PATIENCE_MS * NSEC_PER_MSEC;
+
+	if (by == BY_SYSCALL)
+		return kq_getevents(q, ev, 1, 1, PATIENCE_MS);
+
+	while (!kq_collect(q, by, ev, 1)) {
+		if (now_ns() > end)
+			return 0;
+		sleep_ms(1);
+	}
+	return 1;
+}
+
+/*
+ * Is @value one that a source may report which was asked for @asked, and for
+ * which all of @must is true?  A source that was woken without saying why may
+ * be anything that was asked for.
+ */
+static inline bool fd_value_ok(__u32 value, __u32 asked, __u32 must)
+{
+	__u32 always = EPOLLERR | EPOLLHUP;
+
+	if (value & KEVENT_FD_HINT)
+		return (value & ~always) == ((asked & ~always) | KEVENT_FD_HINT);
+	return value && (value & must) == must && !(value & ~(asked | always));
+}
+
+/* The next event has to be of @fd, and say what it should; gives the value. */
+static inline __u32 __want_event(struct __test_metadata *_metadata, int line,
+				 struct kq *q, enum collect_by by, int fd,
+				 __u32 asked, __u32 must, __u64 udata)
+{
+	struct ukevent ev;
+
+	ASSERT_EQ(1, kq_next(q, by, &ev))
+		TH_LOG("line %d: no event of fd %d", line, fd);
+	EXPECT_EQ(fd, ev.ident)
+		TH_LOG("line %d", line);
+	EXPECT_EQ(KEVENT_SOURCE_FD, ev.source)
+		TH_LOG("line %d", line);
+	EXPECT_EQ(udata, ev.user_data)
+		TH_LOG("line %d", line);
+	EXPECT_TRUE(fd_value_ok(ev.events, asked, must))
+		TH_LOG("line %d: value %#x; asked for %#x, expected %#x", line,
+		       ev.events, asked, must);
+	/* The ring has no room for the flags of the registration. */
+	EXPECT_EQ(by == BY_RING ? 0 : KEVENT_EDGE, ev.flags)
+		TH_LOG("line %d", line);
+	EXPECT_EQ(0, ev.data)
+		TH_LOG("line %d", line);
+	return ev.events;
+}
+
+#define want_event(q, by, fd, asked, must, udata) \
+	__want_event(_metadata, __LINE__, q, by, fd, asked, must, udata)
+
+static inline void __want_none(struct __test_metadata *_metadata, int line,
+			       struct kq *q, enum collect_by by)
+{
+	struct ukevent ev;
+
+	EXPECT_EQ(0, kq_collect(q, by, &ev, 1))
+		TH_LOG("line %d: event of fd %d, value %#x, user data %#llx",
+		       line, (int)ev.ident, ev.events,
+		       ev.user_data);
+}
+
+#define want_none(q, by) __want_none(_metadata, __LINE__, q, by)
+
+/*
+ * Sources that tests use most
+ */
+
+static inline int open_eventfd(void)
+{
+	return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+}
+
+/* Makes an eventfd readable, and wakes who waits for that. */
+static inline void signal_eventfd(int fd)
+{
+	__u64 one = 1;
+
+	while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+/* What was written since the last call */
+static inline __u64 drain_eventfd(int fd)
+{
+	__u64 val;
+
+	return read(fd, &val, sizeof(val)) == sizeof(val) ? val : 0;
+}
+
+/*
+ * Other threads and processes
+ */
+
+/* Two ends; what one posts, the other waits for. */
+static inline int sync_open(int s[2])
+{
+	return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, s);
+}
+
+static inline void sync_post(int s)
+{
+	char c = 0;
+
+	while (send(s, &c, 1, MSG_NOSIGNAL) < 0 && errno == EINTR)
+		;
+}
+
+/* False if the other end is closed */
+static inline bool sync_wait(int s)
+{
+	char c;
+	ssize_t n;
+
+	do {
+		n = read(s, &c, 1);
+	} while (n < 0 && errno == EINTR);
+	return n == 1;
+}
+
+/* Waits for a child: its exit code, or 128 and the signal that ended it */
+static inline int reap(pid_t pid)
+{
+	int status;
+
+	while (waitpid(pid, &status, 0) != pid)
+		if (errno != EINTR)
+			return -errno;
+	return WIFEXITED(status) ? WEXITSTATUS(status) :
+				   128 + WTERMSIG(status);
+}
+
+/* A thread that makes one call of kevent_getevents() */
+struct waiter {
+	pthread_t thread;
+	const struct kq *q;
+	bool wait_only;		/* collect nothing */
+	bool forever;		/* give no timeout */
+	unsigned int min;
+	unsigned int max;	/* not more than the size of evs */
+	pid_t tid;
+	int done;
+	int ret;
+	struct ukevent evs[16];
+};
+
+static inline void *waiter_fn(void *arg)
+{
+	/* Long enough to tell a lost wake-up from a slow one */
+	struct __kernel_timespec ts = ms_to_timespec(4 * PATIENCE_MS);
+	struct waiter *w = arg;
+
+	__atomic_store_n(&w->tid, syscall(__NR_gettid), __ATOMIC_RELEASE);
+	w->ret = sys_kevent_getevents(w->q->fd, w->wait_only ? NULL : w->evs,
+				      w->min, w->wait_only ? 0 : w->max,
+				      w->forever ? NULL : &ts, NULL);
+	__atomic_store_n(&w->done, 1, __ATOMIC_RELEASE);
+	return NULL;
+}
+
+static inline bool waiter_done(struct waiter *w)
+{
+	return __atomic_load_n(&w->done, __ATOMIC_ACQUIRE);
+}
+
+/*
+ * Until a thread sleeps, or @done says that it need not be waited for.  No test
+ * depends on it: one that goes on too early only tests something easier.
+ */
+static inline void wait_until_asleep(pid_t *tid, int *done)
+{
+	char path[64], buf[256], *state;
+	int fd, tries;
+	ssize_t n;
+
+	while (!__atomic_load_n(tid, __ATOMIC_ACQUIRE))
+		sched_yield();
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", *tid);
+	for (tries = 0; tries < 1000; tries++) {
+		if (done && __atomic_load_n(done, __ATOMIC_ACQUIRE))
+			return;
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd < 0)
+			return;
+		n = read(fd, buf, sizeof(buf) - 1);
+		close(fd);
+		buf[n > 0 ? n : 0] = 0;
+		state = strrchr(buf, ')');
+		if (state && state[1] && state[2] == 'S')
+			return;
+		sched_yield();
+	}
+}
+
+static inline int waiter_start(struct waiter *w, const struct kq *q,
+			       unsigned int min, unsigned int max)
+{
+	int err;
+
+	w->q = q;
+	w->min = min;
+	w->max = max;
+	w->tid = 0;
+	w->done = 0;
+	err = pthread_create(&w->thread, NULL, waiter_fn, w);
+	if (!err)
+		wait_until_asleep(&w->tid, &w->done);
+	return -err;
+}
+
+/*
+ * True if the call has come to its end, with what it returned in ret; false if
+ * it has not, after all the time that it could want.
+ */
+static inline bool waiter_join(struct waiter *w)
+{
+	for (int ms = 0; !waiter_done(w); ms++) {
+		if (ms > PATIENCE_MS)
+			return false;
+		sleep_ms(1);
+	}
+	pthread_join(w->thread, NULL);
+	return true;
+}
+
+#endif /* __KEVENT_UTIL_H */
