@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The command lines of scripts/demo, scripts/test, scripts/shell and scripts/series."""
+
+import argparse
+import sys
+
+from kev import boot, build, config, demo, series, test, ui
+
+EPILOG = f"""\
+Everything is kept in one folder: {config.CACHE} (set KEVENT_CACHE to move it).
+KEVENT_TREE=PATH is the same as --tree PATH."""
+
+
+def parser(verb, text, tree=True, icount=True):
+    result = argparse.ArgumentParser(
+        prog=f"scripts/{verb}", description=text, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    if tree:
+        add_tree(result)
+    if icount:
+        result.add_argument("--icount", action="store_true",
+                            help="one CPU, and guest time counts instructions (QEMU -icount)")
+    return result
+
+
+def add_tree(result):
+    result.add_argument("--tree", metavar="PATH",
+                        help="a pristine Linux source tree (only read) to use as the base")
+
+
+def main_demo(arguments):
+    p = parser("demo", "Build the patched kernel, boot it, run the demo on real TCP connections.")
+    p.add_argument("arguments", nargs="*", help="passed on to kevent-demo (after --)")
+    args = p.parse_args(arguments)
+    return demo.command(args, build.patched(args.tree))
+
+
+def main_test(arguments):
+    p = parser("test", "Run the tests. The last line printed is 'N passed, N failed'.")
+    p.add_argument("steps", nargs="*", metavar="STEP", help="only these steps (see --list)")
+    p.add_argument("--list", action="store_true", help="list the steps")
+    return test.command(p.parse_args(arguments))
+
+
+def main_shell(arguments):
+    args = parser("shell", "An interactive guest with the patched kernel.").parse_args(arguments)
+    return boot.shell(build.patched(args.tree), args.icount)
+
+
+def main_series(arguments):
+    p = parser("series", "The patch series: patches/ on the pristine base, with the files of\n"
+               "rust/ and selftests/ in it.", tree=False, icount=False)
+    verbs = p.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name, function, text):
+        sub = verbs.add_parser(name, help=text, description=text, epilog=EPILOG,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.set_defaults(function=function)
+        add_tree(sub)
+        return sub
+
+    sub = verb("apply", series.command_apply, "git am the patches to a work tree (branch kevent)")
+    sub.add_argument("dir", nargs="?", metavar="DIR", help="the work tree; default in the cache")
+    sub.add_argument("--force", action="store_true", help="throw away what is not in patches/")
+    sub = verb("regen", series.command_regen,
+               "write patches/ again, with the files of rust/ and selftests/")
+    sub.add_argument("dir", nargs="?", metavar="DIR", help="the work tree; default in the cache")
+    sub.add_argument("--add", action="append", default=[], metavar="FILE=NUMBER",
+                     help="a new file, and the number of the patch that is to add it")
+    sub.add_argument("--from-tree", action="store_true",
+                     help="take the commits of the work tree instead of patches/")
+    sub.add_argument("--take", choices=["tree", "checkout"],
+                     help="with --from-tree: whose version of new files to keep, where both differ")
+    sub = verb("check", series.command_check, "prove that patches/ and the files are the same")
+    sub.add_argument("--base", metavar="VERSION",
+                     help="only: does the series apply to this Linux version?")
+    verb("each", build.each, "build every patch with CONFIG_KEVENT=y and =n (takes long)")
+    args = p.parse_args(arguments)
+    return args.function(args)
+
+
+def main():
+    verb, *arguments = sys.argv[1:] or ["?"]
+    mains = {"demo": main_demo, "test": main_test, "shell": main_shell, "series": main_series}
+    if verb not in mains:
+        ui.say("call scripts/demo, scripts/test, scripts/shell or scripts/series")
+        return 2
+    try:
+        return mains[verb](arguments)
+    except ui.Failure as failure:
+        print(f"\n{failure}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

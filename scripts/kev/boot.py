@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Boot a kernel in virtme-ng and run commands in it.
+
+The guest shares one folder of the cache with the host, and leaves there what the
+commands printed, their exit status and the kernel log; nothing is read off the
+console. There is a time limit for the boot and another for the commands.
+"""
+
+import json
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from kev import config, dmesg, setup, ui
+
+BOOT_LIMIT = 180
+KVM_PROBE_LIMIT = 20
+SHUTDOWN_LIMIT = 60
+
+GUEST = """\
+#!/bin/sh
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root {env}
+cd {folder} || exit 1
+touch started
+sh ./commands >output 2>&1 </dev/null
+echo $? >status
+echo '{marker}' >/dev/kmsg
+dmesg >dmesg
+touch finished
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a boot gave: output and exit status of the commands, and log problems."""
+    folder: Path
+    output: str
+    status: int | None     # None: the commands did not end
+    problems: list         # of the kernel log
+    why: str               # why the commands did not end
+
+    def require(self, what):
+        """Raise a Failure unless the commands ended well."""
+        if self.status != 0:
+            why = self.why or f"exit status {self.status}"
+            last = self.output.rstrip() or (self.folder / "console").read_text(errors="replace")
+            raise ui.Failure(what, f"{why}; the last lines:\n" + "\n".join(
+                last.splitlines()[-15:]), f"look at {self.folder}/output and console; "
+                "scripts/shell gives a guest to try in", self.folder / "console")
+
+
+def read(path):
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def command(image, folder, kvm, icount=False, script=None):
+    """The vng command line."""
+    options = [setup.vng(), "--run", image, "--force-9p", "--disable-microvm",
+               "--append", "root=/dev/root", "--append", "panic=-1", "--user", "root",
+               "--cpus", 1 if icount else 2, "--memory", "1G", "--rwdir", folder]
+    if not kvm or icount:
+        options.append("--disable-kvm")
+    if icount:
+        options.append("--qemu-opts=-icount shift=0")
+    if script:
+        options += ["--verbose", "--exec", script]
+    return [str(x) for x in options]
+
+
+def environment():
+    """vng calls its helpers through PATH."""
+    return config.environment(PATH=f"{config.VENV}/bin:{os.environ['PATH']}:/usr/sbin:/sbin")
+
+
+def run_once(image, name, commands, release, limit, *, kvm=False, icount=False,
+             boot_limit=BOOT_LIMIT, title=None, state=lambda folder: ""):
+    """Boot, run the shell text `commands`, power off; gives a Result."""
+    folder = config.CACHE / "run" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    marker = f"kevent-test-end-{secrets.token_hex(8)}"
+    (folder / "commands").write_text(commands)
+    script = folder / "guest.sh"
+    script.write_text(GUEST.format(folder=folder, marker=marker,
+                                   env="KEVENT_ICOUNT=1" if icount else ""))
+    # A copy, because a build may replace the image while the guest loads it.
+    shutil.copyfile(image, folder / "bzImage")
+    progress = ui.Progress(title or f"boot: {name}")
+    with open(folder / "console", "wb") as console:
+        child = subprocess.Popen(command(folder / "bzImage", folder, kvm, icount, f"sh {script}"),
+                                 env=environment(), stdin=subprocess.DEVNULL, stdout=console,
+                                 stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            why = wait(child, folder, boot_limit, limit, progress, state)
+        finally:
+            ui.stop(child)
+    (folder / "bzImage").unlink()
+    status = read(folder / "status").strip()
+    status = int(status) if status else None
+    log = read(folder / "dmesg") if (folder / "finished").exists() else ""
+    problems = dmesg.problems(log, release, marker)
+    # What the console has beyond the log is what happened after it was read, or
+    # what kept it from being read.
+    console = read(folder / "console")
+    problems += dmesg.splats(console.split(marker)[-1] if log else console)
+    if status is not None and why:
+        problems.append(why)
+    progress.done(why if status is None else f"exit status {status}")
+    return Result(folder, read(folder / "output"), status, problems,
+                  why if status is None else "")
+
+
+def wait(child, folder, boot_limit, limit, progress, state):
+    """Wait for the phases of a boot; gives why it did not end by itself, or ''."""
+    for phase, mark, seconds in (("boot", "started", boot_limit), ("commands", "finished", limit),
+                                 ("shutdown", None, SHUTDOWN_LIMIT)):
+        start = time.monotonic()
+        while not (mark and (folder / mark).exists()):
+            if child.poll() is not None:
+                if (folder / "finished").exists():
+                    return ""
+                return f"the guest stopped in the phase '{phase}'"
+            if time.monotonic() - start > seconds:
+                return f"time limit: the phase '{phase}' took more than {seconds} s"
+            progress.update(f"{phase} {state(folder)}".strip() + ",")
+            time.sleep(0.2)
+    return ""
+
+
+def kvm_works(image, release):
+    """Does a KVM guest really boot here? Asked once for each kernel and machine."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    cache = config.cache() / "kvm.json"
+    qemu = setup.version_of("qemu-system-x86_64")
+    key = f"{platform.node()} {platform.release()} {release} {qemu}"
+    known = json.loads(read(cache) or "{}")
+    if key not in known:
+        result = run_once(image, "kvm-probe", "true\n", release, KVM_PROBE_LIMIT, kvm=True,
+                          boot_limit=KVM_PROBE_LIMIT, title="boot: does KVM work here?")
+        known[key] = result.status == 0
+        cache.write_text(json.dumps(known))
+        ui.say("  KVM works" if known[key] else "  it does not; using TCG (slower)")
+    return known[key]
+
+
+def run(kernel, name, commands, limit, **options):
+    """Boot a kernel and run commands in it, with KVM where it works."""
+    kvm = not options.get("icount") and kvm_works(kernel.image, kernel.release)
+    return run_once(kernel.image, name, commands, kernel.release, limit, kvm=kvm, **options)
+
+
+def shell(kernel, icount=False):
+    """An interactive guest; gives vng's exit status."""
+    folder = config.cache("run", "shell")
+    kvm = not icount and kvm_works(kernel.image, kernel.release)
+    ui.say(f"shell: Linux {kernel.release}, {'KVM' if kvm else 'TCG'}; files are read-only "
+           f"except in\n{folder}; leave with 'exit' or Ctrl-D\nselftests: {kernel.out}/kselftest/"
+           f"kevent, demo: {config.CARGO_TARGET}/release/kevent-demo")
+    env = environment()
+    if icount:
+        env["KEVENT_ICOUNT"] = "1"
+    return subprocess.run(command(kernel.image, folder, kvm, icount), env=env,
+                          cwd=config.CHECKOUT).returncode

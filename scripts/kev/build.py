@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Configure and build the kernel, its headers and its selftests, incrementally."""
+
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from kev import config, series, setup, tree, ui
+
+TEST_CONFIG = config.SCRIPTS / "test.config"
+FRAGMENT = config.CHECKOUT / "Kconfig.fragment"
+SELFTESTS_CONFIG = config.CHECKOUT / "selftests/config"
+SELFTESTS = "tools/testing/selftests/kevent"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that was built."""
+    source: Path
+    out: Path
+
+    @property
+    def image(self):
+        return self.out / "arch/x86/boot/bzImage"
+
+    @property
+    def release(self):
+        return (self.out / "include/config/kernel.release").read_text().strip()
+
+
+def make(source, out, *args):
+    """The make command for the kernel, every tool named explicitly."""
+    tools = setup.toolchain()
+    cc = f"{tools.llvm}/clang"
+    if ccache := shutil.which("ccache"):
+        cc = f"{ccache} {cc}"
+    return ["make", "-C", source, f"O={out}", f"-j{config.jobs()}", f"LLVM={tools.llvm}/",
+            f"CC={cc}", f"RUSTC={tools.rustc}", f"RUSTFMT={tools.rust_tool('rustfmt')}",
+            f"RUSTDOC={tools.rust_tool('rustdoc')}", f"BINDGEN={tools.bindgen}",
+            f"CLIPPY_DRIVER={tools.rust_tool('clippy-driver')}",
+            f"RUST_LIB_SRC={tools.rust_src}", "LOCALVERSION=", "KBUILD_BUILD_USER=kevent",
+            "KBUILD_BUILD_HOST=kevent",
+            "KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 2026", *args]
+
+
+def environment():
+    return config.environment(LIBCLANG_PATH=setup.toolchain().libclang)
+
+
+def options(path):
+    """{option: value} that a configuration or a fragment asks for ("n" if not set)."""
+    text = path.read_text()
+    found = dict(re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.M))
+    found.update({name: "n" for name in re.findall(r"^# CONFIG_(\w+) is not set", text, re.M)})
+    return found
+
+
+def configure(source, out, fragments):
+    """tinyconfig plus the fragments; every option asked for must really be set."""
+    log, env = config.log("configure"), environment()
+    fix = "see the log; scripts/test setup checks the tool chain"
+    ui.run(make(source, out, "rustavailable"), "build: make rustavailable", log, env=env, do=fix)
+    ui.run(make(source, out, "tinyconfig"), "build: tinyconfig", log, env=env, append=True)
+    ui.run([source / "scripts/kconfig/merge_config.sh", "-m", "-O", out,
+            out / ".config", *fragments], "build: merging the options", log, env=env,
+           cwd=source, append=True)
+    ui.run(make(source, out, "olddefconfig"), "build: olddefconfig", log, env=env, append=True)
+    real = options(out / ".config")
+    wrong = [f"CONFIG_{name}={value}" for fragment in fragments
+             for name, value in options(fragment).items() if real.get(name, "n") != value]
+    if wrong:
+        raise ui.Failure("options did not take effect", ", ".join(wrong),
+                         "add what they depend on to scripts/test.config (make menuconfig in "
+                         f"{out} shows it)", log)
+
+
+def kernel(source, out, fragments, name="build"):
+    """Build the kernel in `source`, only what changed; gives the Kernel."""
+    built, stamp = Kernel(source, out), out / ".kevent-stamp"
+    out.mkdir(parents=True, exist_ok=True)
+    settings = hashlib.sha256(json.dumps([
+        [f.read_text() for f in fragments], make(source, out), setup.toolchain().versions,
+    ], default=str).encode()).hexdigest()
+    key = {"settings": settings, "commit": tree.git(source, "rev-parse", "HEAD").strip()}
+    old = json.loads(stamp.read_text()) if stamp.exists() else {}
+    if old == key and built.image.exists():
+        ui.say(f"build: {built.release} is up to date")
+        return built
+    stamp.unlink(missing_ok=True)
+    configure(source, out, fragments)
+    log = config.log(name)
+    ui.run(make(source, out, "bzImage"), f"{name}: the kernel", log, env=environment(),
+           counts=r"^  [A-Z][A-Z0-9_. ]+ ", unit="steps",
+           do=f"see the log; to try again by hand:\ncd {source} && "
+              f"{shlex.join(map(str, make(source, out, 'bzImage')))}")
+    stamp.write_text(json.dumps(key))
+    return built
+
+
+def out_folder(base, name="test"):
+    """One output folder for each base and tool chain; make sees to the rest."""
+    key = hashlib.sha256(repr(setup.toolchain().versions).encode()).hexdigest()[:8]
+    return config.cache("build") / f"{base.repo.name}-{name}-{key}"
+
+
+def patched(user_tree=None):
+    """The kernel with the series, built."""
+    setup.toolchain()
+    base = tree.get(user_tree, series.applies)
+    source = base.checkout(series.applied(base))
+    return kernel(source, out_folder(base),
+                  [TEST_CONFIG, FRAGMENT, SELFTESTS_CONFIG])
+
+
+def selftests(kernel):
+    """Build the selftests of the patched tree; gives their programs."""
+    folder = kernel.source / SELFTESTS
+    if not (folder / "Makefile").exists():
+        raise ui.Failure("the patched tree has no selftests", f"no {SELFTESTS}/Makefile",
+                         "scripts/series check")
+    log, out = config.log("selftests-build"), kernel.out / "kselftest/kevent"
+    ui.run(make(kernel.source, kernel.out, "headers"), "selftests: headers", log,
+           env=environment())
+    out.mkdir(parents=True, exist_ok=True)
+    command = ["make", "-C", folder, f"OUTPUT={out}", f"-j{config.jobs()}",
+               f"KHDR_INCLUDES=-isystem {kernel.out}/usr/include"]
+    ui.run(command, "selftests: building", log, append=True)
+    listing = ui.output([*command, "-s", "--no-print-directory",
+                         "--eval=kevent-list: ; @echo $(TEST_GEN_PROGS) $(TEST_PROGS)",
+                         "kevent-list"])
+    return [Path(p) if p.startswith("/") else folder / p for p in listing.split()]
+
+
+def each(args):
+    """Build every patch with CONFIG_KEVENT=y and =n; gives the exit status."""
+    base = tree.get(args.tree, series.applies)
+    commits = series.commits(base.repo, base.commit, series.applied(base))
+    source = config.cache("each") / base.repo.name
+    if not (source / ".git").exists():
+        tree.git(base.repo, "worktree", "prune")
+        tree.git(base.repo, "worktree", "add", "-q", "-f", "--detach", source, base.commit)
+    off = config.cache("each") / "off.config"
+    off.write_text("CONFIG_RUST=y\n# CONFIG_KEVENT is not set\n")
+    rows, failed = [], 0
+    for number, commit in enumerate(commits, 1):
+        tree.git(source, "checkout", "-q", "--force", "--detach", commit)
+        subject = tree.git(source, "log", "-1", "--format=%s").strip()
+        ui.say(f"\npatch {number}/{len(commits)}: {subject}")
+        row = [f"{number:3}"]
+        exists = "config KEVENT\n" in tree.git(source, "grep", "-h", "^config KEVENT$", "--",
+                                               "*Kconfig*", check=False)
+        for value, fragment in (("y", FRAGMENT), ("n", off)):
+            start = time.monotonic()
+            try:
+                kernel(source, out_folder(base, f"each-{value}"),
+                       [TEST_CONFIG, fragment if exists else off], f"each-{number:02}-{value}")
+                row.append(f"{value} ok {ui.duration(time.monotonic() - start):>6}")
+            except ui.Failure as failure:
+                ui.say(failure)
+                row.append(f"{value} FAILED   ")
+                failed += 1
+        rows.append("  ".join([*row, subject]))
+    ui.say("\n" + "\n".join(rows))
+    return 1 if failed else 0
