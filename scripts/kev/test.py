@@ -126,15 +126,13 @@ def step_host(tally, options):
 
 
 def step_series(tally, options):
-    """patches apply, equal rust/ and selftests/, regenerate the same; drift is found"""
+    """patches apply, equal rust/ and selftests/, regenerate the same; checkpatch; drift is found"""
     base = need(tree.get, options.tree, series.applies)
     parts = series.check(base)
     for name, problems in parts:
         tally.judge(name, problems)
     if not parts[0][1]:
         tally.judge("a changed character is found", drift_test(base))
-    if report := series.checkpatch(config.CHECKOUT, base.repo):
-        ui.say(f"  info  checkpatch: {report}")
 
 
 def drift_test(base):

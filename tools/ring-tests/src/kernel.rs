@@ -183,6 +183,17 @@ impl Kernel {
         self.locked(|queue| queue.count(limit))
     }
 
+    /// The oldest event, unclaimed.
+    #[cfg(not(loom))]
+    pub(crate) fn find(&self) -> Option<crate::events::Event> {
+        self.locked(|queue| queue.find(&mut 0, 99).map(|(event, _)| event))
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn claim(&self, event: &crate::events::Event, untouched: bool) -> bool {
+        self.locked(|queue| queue.claim(event, untouched))
+    }
+
     /// A consumer, the library's.
     pub(crate) fn consumer(self: &Arc<Self>, limit: usize) -> Consumer<Arc<Self>> {
         Consumer::new(Arc::clone(self), limit)

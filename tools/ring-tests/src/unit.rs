@@ -152,6 +152,26 @@ fn what_waits_can_be_removed() {
     assert!(!overflow(&kernel));
 }
 
+/// Whoever looks at the source between finding an event and claiming it must not
+/// claim what was reported meanwhile, even if the event says it already.
+#[test]
+fn a_report_while_the_source_is_looked_at_is_noticed() {
+    let kernel = Kernel::new(2);
+    let id = kernel.add(1).unwrap();
+
+    kernel.post(id, 1);
+    let stale = kernel.find().unwrap();
+    assert_eq!(kernel.post(id, 1), Post::Nothing);
+    assert!(!kernel.claim(&stale, true));
+    assert!(kernel.claim(&stale, false));
+    assert!(kernel.find().is_none());
+
+    kernel.post(id, 1);
+    let fresh = kernel.find().unwrap();
+    assert!(kernel.claim(&fresh, true));
+    assert!(!kernel.claim(&fresh, true));
+}
+
 /// Programs may write what they like: nothing but their own events suffers.
 #[test]
 fn scribbles_are_survived() {
