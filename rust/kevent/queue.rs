@@ -197,7 +197,7 @@ impl Queue {
             GFP_KERNEL_ACCOUNT,
         )?;
 
-        FILE_OPERATIONS.create(c"[kevent]", queue, flags::O_RDWR | flags::O_CLOEXEC)
+        FILE_OPERATIONS.create(c"[kevent]", queue, flags::O_RDWR)
     }
 
     /// Returns the queue of a file, or [`None`] if it is another kind of file.

@@ -20,6 +20,10 @@ DENY = re.compile("|".join((
 )))
 
 
+#: What the guest's first process writes to the log is not the kernel's.
+NOT_KERNEL = re.compile(r"^(\[[ .\d]+\] )?virtme-ng-init: ")
+
+
 def problems(text, release, marker):
     """Why this log is not that of a good boot of `release`; empty if it is.
 
@@ -38,4 +42,5 @@ def problems(text, release, marker):
 
 def splats(text):
     """The lines that a good kernel does not print."""
-    return [line.strip() for line in text.splitlines() if DENY.search(line)]
+    return [line.strip() for line in text.splitlines()
+            if DENY.search(line) and not NOT_KERNEL.match(line)]

@@ -12,6 +12,7 @@ GOOD = """\
 [    0.000000] kasan: KernelAddressSanitizer initialized
 [    0.000000] rcu: RCU event tracing is enabled.
 [    0.100000] kmemleak: Kernel memory leak detector initialized (mem pool available: 15636)
+[    1.595572] virtme-ng-init: WARNING: failed to run: "systemd-tmpfiles" --create
 [    1.505243] overlayfs: ...falling back to redirect_dir=nofollow.
 [    3.336955] kevent-test-end-0123
 """
