@@ -152,8 +152,8 @@ impl<H: PollHandler> Entry<H> {
     ///
     /// # Safety
     ///
-    /// The entry must be in no queue and must not move until it is.  `queue` must be valid until
-    /// the entry has left it.
+    /// The entry must be in no queue, and must not move while it is in one.  `queue` must be valid
+    /// until the entry has left it.
     unsafe fn enter(&self, queue: *mut bindings::wait_queue_head) {
         let wait = self.wait.get();
 
@@ -208,17 +208,16 @@ impl<H: PollHandler> Entry<H> {
         unsafe { (*(*entry).watch).handler.woken(key & !mask::POLLFREE) };
 
         if key & mask::POLLFREE != 0 {
-            // SAFETY: The entry is in the queue, whose lock is held: nobody else can unlink it.
-            // After the store the entry can be freed, after a grace period.
-            unsafe {
-                let list = &raw mut (*wait).entry;
-                let (prev, next) = ((*list).prev, (*list).next);
-
-                (*prev).next = next;
-                (*next).prev = prev;
-                // (A) in the module's documentation.
-                (*entry).queue.store(ptr::null_mut(), Release);
-            }
+            // Whoever has loaded the queue already waits for its lock, and will take the entry off
+            // once more.  Hence it is left as a list of its own.
+            //
+            // SAFETY: The entry is in the queue, whose lock is held.
+            unsafe { bindings::list_del_init(&raw mut (*wait).entry) };
+            // (A) in the module's documentation.
+            //
+            // SAFETY: The entry is alive: it is freed after a grace period, and interrupts are
+            // disabled.
+            unsafe { (*entry).queue.store(ptr::null_mut(), Release) };
         }
         1
     }
@@ -247,7 +246,6 @@ impl<H: PollHandler> Table<H> {
     ) {
         // SAFETY: By the requirements; nobody else uses the table.  CAST: It is the first field.
         let this = unsafe { &mut *table.cast::<Self>() };
-
         // SAFETY: The watch is being armed, so it is alive.
         let watch = unsafe { &*this.watch };
 
