@@ -339,6 +339,14 @@ TEST_F(ctl, refuses_unknown_flags)
 	EXPECT_EQ(-ENOENT, kq_del(&self->q, self->efd));
 }
 
+TEST_F(ctl, refuses_more_changes_than_it_can_count)
+{
+	EXPECT_EQ(-EINVAL, sys_kevent_ctl(self->q.fd, &self->add,
+					  INT_MAX / 64 + 1, 0));
+	EXPECT_EQ(-EINVAL, sys_kevent_ctl(self->q.fd, &self->add, UINT_MAX, 0));
+	EXPECT_EQ(-ENOENT, kq_del(&self->q, self->efd));
+}
+
 TEST_F(ctl, does_nothing_with_no_changes)
 {
 	EXPECT_EQ(0, sys_kevent_ctl(self->q.fd, &self->add, 0, 0));

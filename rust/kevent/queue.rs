@@ -98,6 +98,10 @@ use kernel::{
 /// How many slots are looked at, or filled, without releasing the lock.
 const STEPS: u32 = 256;
 
+/// How many changes or events a call can be given: as many as fit in 2 GiB, so that a count of them
+/// fits in what a system call returns.
+const MAX_UKEVENTS: u32 = i32::MAX as u32 / size_of::<Ukevent>() as u32;
+
 /// How often an event is looked at again because its source was woken meanwhile.
 const LOOKS: u32 = 3;
 
@@ -328,7 +332,7 @@ impl Queue {
         nr: u32,
         flags: u32,
     ) -> Result<u32> {
-        if flags & !uapi::KEVENT_CTL_RESULTS != 0 {
+        if flags & !uapi::KEVENT_CTL_RESULTS != 0 || nr > MAX_UKEVENTS {
             return Err(EINVAL);
         }
 
@@ -390,10 +394,9 @@ impl Queue {
         max: u32,
         deadline: Deadline,
     ) -> Result<u32> {
-        // Neither one without the other, no more than fit in a result, and nothing that can never
-        // be fulfilled.
+        // Neither one without the other, and nothing that can never be fulfilled.
         if events.is_some() != (max != 0)
-            || max as usize > i32::MAX as usize / size_of::<Ukevent>()
+            || max > MAX_UKEVENTS
             || events.is_some() && min > max
             || min > self.inner.lock().events.slots()
         {
