@@ -25,11 +25,7 @@ use kernel::{
 type Tree = RBTree<(UncountedFile, usize), Arc<Watch>>;
 
 /// A part of the table.
-#[pin_data]
-struct Shard {
-    #[pin]
-    tree: SpinLock<Tree>,
-}
+type Shard = SpinLock<Tree>;
 
 /// How many parts the table has; files are spread over them by their address.
 const SHARDS: usize = 64;
@@ -44,12 +40,7 @@ pub(crate) fn setup() -> Result {
     let mut shards = KVec::with_capacity(SHARDS, GFP_KERNEL)?;
 
     for _ in 0..SHARDS {
-        let shard = KBox::pin_init(
-            pin_init!(Shard {
-                tree <- new_spinlock!(RBTree::new(), "kevent_watched"),
-            }),
-            GFP_KERNEL,
-        )?;
+        let shard = KBox::pin_init(new_spinlock!(RBTree::new(), "kevent_watched"), GFP_KERNEL)?;
 
         shards.push_within_capacity(shard).map_err(|_| ENOMEM)?;
     }
@@ -61,8 +52,8 @@ pub(crate) fn setup() -> Result {
 }
 
 fn shard(file: UncountedFile) -> Option<&'static Shard> {
-    // Files are at least this far apart.
-    const FILE_SHIFT: u32 = 8;
+    // Files are aligned to cache lines, so the bits below say nothing.
+    const FILE_SHIFT: u32 = 6;
     let index = (file.addr() >> FILE_SHIFT) % SHARDS;
 
     TABLE.as_ref()?.get(index).map(|shard| &**shard)
@@ -84,7 +75,7 @@ impl Reservation {
 
         if let Some(shard) = shard(key.0) {
             // The key is unique, so there is nothing to replace.
-            shard.tree.lock().insert(self.0.into_node(key, watch));
+            shard.lock().insert(self.0.into_node(key, watch));
         }
     }
 }
@@ -94,7 +85,7 @@ pub(crate) fn remove(watch: &Arc<Watch>) {
     let key = key(watch);
 
     if let Some(shard) = shard(key.0) {
-        let node = shard.tree.lock().remove_node(&key);
+        let node = shard.lock().remove_node(&key);
 
         // Freed without the lock.
         drop(node);
@@ -112,7 +103,7 @@ pub(crate) fn for_each(file: UncountedFile, mut f: impl FnMut(Arc<Watch>)) {
 
     loop {
         let watch = {
-            let tree = shard.tree.lock();
+            let tree = shard.lock();
 
             match tree.cursor_lower_bound(&from).as_ref().map(|c| c.current()) {
                 Some((key, watch)) if key.0 == file => {
