@@ -247,6 +247,25 @@ static void *consume_thread(void *arg)
 	return NULL;
 }
 
+/* Starts all producers and waits until they have written everything. */
+static int run_producers(struct shared *sh)
+{
+	struct producer prod[MAX_THREADS];
+	int started, err = 0;
+
+	for (started = 0; started < sh->producers; started++) {
+		prod[started].sh = sh;
+		prod[started].number = started;
+		err = -pthread_create(&prod[started].thread, NULL, produce,
+				      &prod[started]);
+		if (err)
+			break;
+	}
+	for (int i = 0; i < started; i++)
+		pthread_join(prod[i].thread, NULL);
+	return err;
+}
+
 static int start_consumer(struct consumer *c, bool process)
 {
 	if (!process)
@@ -296,7 +315,6 @@ TEST_F_TIMEOUT(consumers, lose_nothing_and_claim_nothing_twice, 60)
 {
 	int nr = variant->by_ring + variant->by_call;
 	struct consumer cons[MAX_THREADS];
-	struct producer prod[MAX_THREADS];
 	struct shared *sh = self->sh;
 
 	for (int i = 0; i < nr; i++) {
@@ -304,14 +322,7 @@ TEST_F_TIMEOUT(consumers, lose_nothing_and_claim_nothing_twice, 60)
 		cons[i].by = i < variant->by_ring ? BY_RING : BY_SYSCALL;
 		ASSERT_EQ(0, start_consumer(&cons[i], variant->processes));
 	}
-	for (int i = 0; i < sh->producers; i++) {
-		prod[i].sh = sh;
-		prod[i].number = i;
-		ASSERT_EQ(0, pthread_create(&prod[i].thread, NULL, produce,
-					    &prod[i]));
-	}
-	for (int i = 0; i < sh->producers; i++)
-		pthread_join(prod[i].thread, NULL);
+	ASSERT_EQ(0, run_producers(sh));
 	for (int i = 0; i < nr; i++) {
 		EXPECT_EQ(0, variant->processes ? reap(cons[i].pid) :
 			     pthread_join(cons[i].thread, NULL));
@@ -362,7 +373,6 @@ static void *consume_anywhere(void *arg)
 TEST_F_TIMEOUT(consumers, that_skip_slots_lose_nothing, 60)
 {
 	struct consumer cons[2];
-	struct producer prod[MAX_THREADS];
 	struct shared *sh = self->sh;
 
 	for (int i = 0; i < 2; i++) {
@@ -370,14 +380,7 @@ TEST_F_TIMEOUT(consumers, that_skip_slots_lose_nothing, 60)
 		ASSERT_EQ(0, pthread_create(&cons[i].thread, NULL,
 					    consume_anywhere, &cons[i]));
 	}
-	for (int i = 0; i < sh->producers; i++) {
-		prod[i].sh = sh;
-		prod[i].number = i;
-		ASSERT_EQ(0, pthread_create(&prod[i].thread, NULL, produce,
-					    &prod[i]));
-	}
-	for (int i = 0; i < sh->producers; i++)
-		pthread_join(prod[i].thread, NULL);
+	ASSERT_EQ(0, run_producers(sh));
 	for (int i = 0; i < 2; i++)
 		pthread_join(cons[i].thread, NULL);
 	EXPECT_EQ(WRITES, sh->sum);
