@@ -26,8 +26,8 @@ struct shared {
 	int out[SOURCES];	/* what consumers watch and read */
 	int producers;
 	int producing;
-	__u64 sum;		/* what was read */
-	__u64 claims;
+	__aligned_u64 sum;	/* what was read */
+	__aligned_u64 claims;
 	int doubled;		/* positions claimed twice */
 	int wrong;		/* events that make no sense, and errors */
 	unsigned char claimed[2 * WRITES + SOURCES];	/* by position */

@@ -789,6 +789,64 @@ TEST_F(events, of_two_descriptors_of_a_file_come_separately)
 	want_no_event();
 }
 
+/* As many registrations of one descriptor as there are tags */
+TEST_F(events, of_two_tags_of_a_descriptor_come_separately)
+{
+	static const __u32 tags[] = { 0, 77, ~0U };
+	int fd = open_eventfd();
+
+	for (int i = 0; i < 3; i++) {
+		struct ukevent add = kq_fd_change(KEVENT_OP_ADD, fd, EPOLLIN, i);
+
+		add.tag = tags[i];
+		ASSERT_EQ(1, kq_apply(&self->q, add));
+	}
+	for (int lap = 0; lap < 3; lap++) {
+		unsigned int seen = 0;
+
+		signal_eventfd(fd);
+		for (int i = lap; i < 3; i++) {
+			struct ukevent ev;
+
+			ASSERT_EQ(1, kq_next(&self->q, self->by, &ev));
+			EXPECT_EQ(fd, ev.ident);
+			ASSERT_GT(3, ev.user_data);
+			EXPECT_EQ(tags[ev.user_data], ev.tag);
+			seen |= 1U << ev.user_data;
+		}
+		EXPECT_EQ(7 & (7 << lap), seen);
+		want_no_event();
+		EXPECT_EQ(1, kq_op(&self->q, KEVENT_SOURCE_FD, KEVENT_OP_DEL, fd,
+				   tags[lap]));
+	}
+	signal_eventfd(fd);
+	want_no_event();
+}
+
+TEST_F(events, modification_by_tag_leaves_the_others_alone)
+{
+	struct ukevent change;
+	int fd = open_eventfd();
+
+	signal_eventfd(fd);
+	for (int i = 0; i < 2; i++) {
+		change = kq_fd_change(KEVENT_OP_ADD, fd, EPOLLIN, i);
+		change.tag = i;
+		ASSERT_EQ(1, kq_apply(&self->q, change));
+	}
+	change = kq_fd_change(KEVENT_OP_MOD, fd, EPOLLOUT, 10);
+	change.tag = 1;
+	ASSERT_EQ(1, kq_apply(&self->q, change));
+	change.tag = 2;
+	ASSERT_EQ(-ENOENT, kq_apply(&self->q, change));
+	want(fd, EPOLLIN, EPOLLIN, 0);
+	ASSERT_EQ(1, kq_next(&self->q, self->by, &change));
+	EXPECT_EQ(1, change.tag);
+	EXPECT_EQ(10, change.user_data);
+	EXPECT_EQ(EPOLLOUT, change.events);
+	want_no_event();
+}
+
 TEST_F(events, modification_changes_mask_and_user_data)
 {
 	int fd = open_eventfd();
@@ -1013,6 +1071,7 @@ TEST_F(ring, header_says_what_was_asked_for)
 	EXPECT_LE((__u64)ring->slots * ring->slot_size,
 		  self->q.params.slots_size);
 	EXPECT_EQ(0, ring->flags);
+	EXPECT_EQ(self->nr, ring->rings);
 	for (size_t i = 0; i < ARRAY_SIZE(ring->resv); i++) {
 		EXPECT_EQ(0, ring->resv[i])
 			TH_LOG("resv[%zu]", i);
@@ -1055,7 +1114,7 @@ TEST_F(ring, takes_positions_in_turn_for_many_laps)
 		EXPECT_EQ(self->fd[n], slot->ident);
 		EXPECT_EQ(KEVENT_SOURCE_FD, slot->source);
 		EXPECT_EQ(0, slot->flags);
-		EXPECT_EQ(0, slot->data);
+		EXPECT_EQ(0, slot->tag);
 
 		want_event(&self->q, BY_RING, self->fd[n], EPOLLIN, EPOLLIN,
 			   100 + n);

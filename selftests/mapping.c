@@ -41,7 +41,7 @@ static int try_mmap(const struct kq *q, __u64 offset, size_t size, int prot,
 #define try_header(size, prot, flags) \
 	try_mmap(&self->q, KEVENT_OFF_HEADER, size, prot, flags)
 #define try_slots(size, prot, flags) \
-	try_mmap(&self->q, KEVENT_OFF_SLOTS, size, prot, flags)
+	try_mmap(&self->q, KEVENT_OFF_SLOTS(SLOTS), size, prot, flags)
 
 #define want_fd_event(q, udata) \
 	want_event(q, BY_RING, self->efd, EPOLLIN, EPOLLIN, udata)
@@ -63,7 +63,7 @@ TEST_F(mapping, of_the_slots_can_be_read_only)
 	struct kevent_slot *slot;
 
 	slot = mmap(NULL, size, PROT_READ, MAP_SHARED, self->q.fd,
-		    KEVENT_OFF_SLOTS);
+		    KEVENT_OFF_SLOTS(SLOTS));
 	ASSERT_NE(MAP_FAILED, slot);
 	ASSERT_EQ(1, kq_add(&self->q, self->efd, EPOLLIN, 1));
 	signal_eventfd(self->efd);
@@ -102,11 +102,21 @@ TEST_F(mapping, needs_an_offset_that_is_known)
 {
 	const __u64 bad[] = {
 		self->q.params.header_size,
-		KEVENT_OFF_SLOTS - self->page,
-		KEVENT_OFF_SLOTS + self->q.params.slots_size,
-		2 * KEVENT_OFF_SLOTS,
-		1ULL << 32,
-		(1ULL << 32) + KEVENT_OFF_SLOTS,
+		KEVENT_OFF_SLOTS(SLOTS) - self->page,
+		KEVENT_OFF_SLOTS(SLOTS) + self->page,
+		KEVENT_OFF_SLOTS(SLOTS) + self->q.params.slots_size,
+		/* A ring of other sizes has these. */
+		KEVENT_OFF_SLOTS(1),
+		KEVENT_OFF_SLOTS(SLOTS / 2),
+		KEVENT_OFF_SLOTS(2 * SLOTS),
+		KEVENT_OFF_SLOTS(KEVENT_MAX_SLOTS),
+		/* And these, none. */
+		KEVENT_OFF_SLOTS(SLOTS + 1),
+		KEVENT_OFF_SLOTS(3 * SLOTS),
+		KEVENT_OFF_SLOTS(2 * KEVENT_MAX_SLOTS),
+		/* It is good if only 32 bits are looked at. */
+		(1ULL << 32) + KEVENT_OFF_SLOTS(SLOTS),
+		(1ULL << 43) + KEVENT_OFF_SLOTS(SLOTS),
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
@@ -135,7 +145,7 @@ TEST_F(mapping, can_be_smaller_than_the_ring)
 
 	EXPECT_EQ(0, try_header(self->page, PROT_READ, MAP_SHARED));
 	slot = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_SHARED,
-		    self->q.fd, KEVENT_OFF_SLOTS);
+		    self->q.fd, KEVENT_OFF_SLOTS(SLOTS));
 	ASSERT_NE(MAP_FAILED, slot);
 	ASSERT_EQ(1, kq_add(&self->q, self->efd, EPOLLIN, 1));
 	signal_eventfd(self->efd);
@@ -274,6 +284,119 @@ TEST_F(mapping, cannot_grow)
 				     MREMAP_MAYMOVE));
 }
 
+/*
+ * The ring itself grows in another way: the larger set of slots is mapped
+ * beside the one before.
+ */
+
+TEST_F(mapping, of_slots_that_the_ring_grew_to)
+{
+	const __u64 large = 4 * SLOTS;
+	const size_t size = kevent_set_size(large, self->q.map.slot_size);
+
+	EXPECT_EQ(-EINVAL, try_mmap(&self->q, KEVENT_OFF_SLOTS(large), size,
+				    PROT_READ, MAP_SHARED));
+	/* With an event, so that there is a reason to keep the old ones. */
+	ASSERT_EQ(1, kq_add(&self->q, self->efd, EPOLLIN, 1));
+	signal_eventfd(self->efd);
+	ASSERT_EQ(1, kq_grow(&self->q, large));
+
+	EXPECT_EQ(0, try_slots(self->q.params.slots_size, PROT_READ,
+			       MAP_SHARED));
+	EXPECT_EQ(0, try_mmap(&self->q, KEVENT_OFF_SLOTS(large), size,
+			      PROT_READ | PROT_WRITE, MAP_SHARED));
+	EXPECT_EQ(0, try_mmap(&self->q, KEVENT_OFF_SLOTS(large), self->page,
+			      PROT_READ, MAP_SHARED));
+	EXPECT_EQ(-EINVAL, try_mmap(&self->q, KEVENT_OFF_SLOTS(large),
+				    size + self->page, PROT_READ, MAP_SHARED));
+	EXPECT_EQ(-EINVAL, try_slots(self->q.params.slots_size + self->page,
+				     PROT_READ, MAP_SHARED));
+	EXPECT_EQ(-EINVAL, try_mmap(&self->q, KEVENT_OFF_SLOTS(2 * SLOTS),
+				    self->page, PROT_READ, MAP_SHARED));
+	EXPECT_EQ(-EINVAL, try_mmap(&self->q, KEVENT_OFF_SLOTS(large), size,
+				    PROT_READ, MAP_PRIVATE));
+	EXPECT_EQ(-EPERM, try_mmap(&self->q, KEVENT_OFF_SLOTS(large), size,
+				   PROT_READ | PROT_EXEC, MAP_SHARED));
+}
+
+TEST_F(mapping, of_grown_slots_is_made_by_who_finds_the_old_ones_empty)
+{
+	struct kq other;
+
+	ASSERT_EQ(1, kq_add(&self->q, self->efd, EPOLLIN, 1));
+	signal_eventfd(self->efd);
+	ASSERT_EQ(1, kq_grow(&self->q, 2 * SLOTS));
+	ASSERT_EQ(1, kq_grow(&self->q, 8 * SLOTS));
+
+	/* Who comes now begins where there is something. */
+	ASSERT_EQ(0, kq_attach(&other, &self->q));
+	EXPECT_EQ(SLOTS, other.map.nr_slots);
+	want_fd_event(&self->q, 1);
+	for (int i = 0; i < 10; i++) {
+		signal_eventfd(self->efd);
+		want_fd_event(i % 2 ? &self->q : &other, 1);
+		want_none(&self->q, BY_RING);
+		want_none(&other, BY_RING);
+	}
+	EXPECT_EQ(8 * SLOTS, self->q.map.nr_slots);
+	EXPECT_EQ(8 * SLOTS, other.map.nr_slots);
+	/* The positions are counted from zero again. */
+	EXPECT_EQ(10, self->q.map.cursor);
+	kq_unmap(&other);
+}
+
+/* They go when the last event in them is claimed and the kernel comes by. */
+TEST_F(mapping, of_slots_that_are_gone_is_refused)
+{
+	struct kq late;
+	struct ukevent ev;
+
+	ASSERT_EQ(1, kq_add(&self->q, self->efd, EPOLLIN, 1));
+	signal_eventfd(self->efd);
+	ASSERT_EQ(1, kq_grow(&self->q, 2 * SLOTS));
+	EXPECT_EQ(3 * SLOTS, self->q.map.ring->rings);
+	want_fd_event(&self->q, 1);
+	for (int i = 0; i < 100; i++) {
+		ASSERT_EQ(0, kq_getevents(&self->q, &ev, 0, 1, 0));
+		ASSERT_EQ(1, kq_mod(&self->q, self->efd, EPOLLPRI, 1));
+	}
+	EXPECT_EQ(2 * SLOTS, self->q.map.ring->rings);
+	EXPECT_EQ(-EINVAL, try_slots(self->q.params.slots_size, PROT_READ,
+				     MAP_SHARED));
+
+	/* What is mapped stays, for who has not looked at the header yet. */
+	EXPECT_EQ(0, kevent_slot_word(kevent_ring_slot(&self->q.map, 0)) &
+		     KEVENT_WORD_READY);
+	ASSERT_EQ(0, kq_attach(&late, &self->q));
+	EXPECT_EQ(2 * SLOTS, late.map.nr_slots);
+	ASSERT_EQ(1, kq_mod(&self->q, self->efd, EPOLLIN, 2));
+	want_fd_event(&late, 2);
+	want_none(&self->q, BY_RING);
+	EXPECT_EQ(2 * SLOTS, self->q.map.nr_slots);
+	kq_unmap(&late);
+}
+
+/* The last place that there is: beyond what 32 bits can tell */
+TEST_F(mapping, of_the_largest_ring)
+{
+	struct kq large;
+
+	ASSERT_EQ(0, kq_open(&large, KEVENT_MAX_SLOTS));
+	ASSERT_EQ(1, kq_add(&large, self->efd, EPOLLIN, 1));
+	for (int i = 0; i < 10; i++) {
+		signal_eventfd(self->efd);
+		want_fd_event(&large, 1);
+	}
+	/* To its end */
+	kevent_ring_slot(&large.map, KEVENT_MAX_SLOTS - 1)->user_data = 1;
+	kq_close(&large);
+
+	ASSERT_EQ(1, kq_grow(&self->q, KEVENT_MAX_SLOTS));
+	ASSERT_EQ(1, kq_add(&self->q, self->efd, EPOLLIN, 2));
+	want_fd_event(&self->q, 2);
+	EXPECT_EQ(KEVENT_MAX_SLOTS, self->q.map.nr_slots);
+}
+
 TEST_F(mapping, can_be_moved)
 {
 	const size_t slots = self->q.params.slots_size;
@@ -300,6 +423,7 @@ struct hostile {
 	struct kq victim;	/* of the program itself */
 	struct kq other;	/* a queue that watches the same files */
 	int efd[NR];
+	__u64 seed;
 	int stop;
 	int bad_returns;
 };
@@ -312,6 +436,7 @@ FIXTURE_SETUP(hostile)
 {
 	struct hostile *h = &self->h;
 
+	h->seed = random_seed();
 	if (!kq_setup(_metadata, &h->victim, NR))
 		return;
 	ASSERT_EQ(0, kq_open(&h->other, NR));
@@ -331,15 +456,6 @@ FIXTURE_TEARDOWN(hostile)
 	kq_close(&h->other);
 }
 
-/* Not random, but without a pattern that the kernel could be lucky with */
-static __u64 next_random(__u64 *state)
-{
-	*state ^= *state << 13;
-	*state ^= *state >> 7;
-	*state ^= *state << 17;
-	return *state;
-}
-
 static bool stopped(int *stop)
 {
 	return __atomic_load_n(stop, __ATOMIC_RELAXED);
@@ -349,7 +465,7 @@ static void *scribble(void *arg)
 {
 	struct hostile *h = arg;
 	struct kevent_ring_map *map = &h->victim.map;
-	__u64 state = 0x9e3779b97f4a7c15ULL;
+	__u64 state = h->seed;
 
 	while (!stopped(&h->stop)) {
 		__u64 rnd = next_random(&state);

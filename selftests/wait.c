@@ -4,6 +4,7 @@
  */
 #include "kevent_util.h"
 
+#include <sys/prctl.h>
 #include <sys/select.h>
 
 #define SLOTS 16
@@ -127,6 +128,49 @@ TEST_F(wait, ends_with_a_signal_that_restarts_calls)
 	EXPECT_EQ(-EINTR, w.ret);
 }
 
+/* A process that waits for one event: zero if a signal ended that */
+static pid_t fork_waiter(const struct kq *q)
+{
+	pid_t pid = fork();
+
+	if (!pid) {
+		struct ukevent ev;
+		int ret;
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		ret = kq_getevents(q, &ev, 1, 1, 4 * PATIENCE_MS);
+		_exit(ret == -EINTR ? 0 : ret == 1 ? 1 : 2);
+	}
+	return pid;
+}
+
+/* As epoll_wait() does it, and poll() does not */
+TEST_F(wait, ends_with_being_stopped_and_continued)
+{
+	pid_t pid = fork_waiter(&self->q);
+	int status = 0;
+
+	ASSERT_LT(0, pid);
+	wait_until_process_asleep(pid);
+	/* Again, if it was not there yet */
+	for (int ms = 0; ms < PATIENCE_MS; ms++) {
+		kill(pid, SIGSTOP);
+		ASSERT_EQ(pid, waitpid(pid, &status, WUNTRACED));
+		if (!WIFSTOPPED(status))
+			break;
+		kill(pid, SIGCONT);
+		sleep_ms(1);
+		if (waitpid(pid, &status, WNOHANG) == pid)
+			break;
+	}
+	if (WIFSTOPPED(status)) {
+		kill(pid, SIGKILL);
+		reap(pid);
+	}
+	EXPECT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(0, WEXITSTATUS(status));
+}
+
 TEST_F(wait, that_a_signal_ends_gives_what_there_is)
 {
 	struct waiter w = { };
@@ -248,6 +292,45 @@ TEST_F(wait, gives_more_than_the_least_if_it_is_there)
 	want_empty();
 }
 
+/* It could come to that, if the ring grew. */
+TEST_F(wait, for_more_than_the_ring_holds_goes_on)
+{
+	struct ukevent evs[2 * SLOTS];
+	__s64 start = now_ns();
+
+	for (int i = 0; i < NR; i++)
+		signal_eventfd(self->efd[i]);
+	EXPECT_EQ(NR, kq_getevents(&self->q, NULL, SLOTS + 1, 0, MOMENT_MS));
+	EXPECT_LE(MOMENT_MS * NSEC_PER_MSEC, now_ns() - start);
+	start = now_ns();
+	EXPECT_EQ(NR, kq_getevents(&self->q, evs, SLOTS + 1, 2 * SLOTS,
+				   MOMENT_MS));
+	EXPECT_LE(MOMENT_MS * NSEC_PER_MSEC, now_ns() - start);
+	want_empty();
+}
+
+TEST_F(wait, for_more_than_the_ring_held_ends_when_it_has_grown)
+{
+	struct waiter w = { .wait_only = true };
+
+	ASSERT_EQ(0, waiter_start(&w, &self->q, SLOTS + 1, 0));
+	for (int i = 0; i < NR; i++)
+		signal_eventfd(self->efd[i]);
+	ASSERT_EQ(1, kq_grow(&self->q, 2 * SLOTS));
+	for (int i = NR; i < SLOTS + 1; i++) {
+		EXPECT_FALSE(waiter_done(&w));
+		ASSERT_EQ(1, kq_add_user(&self->q, i, KEVENT_USER_COUNT, 0, i));
+		ASSERT_EQ(1, kq_trigger(&self->q, i, 1, 0));
+	}
+	ASSERT_TRUE(waiter_join(&w));
+	EXPECT_EQ(SLOTS + 1, w.ret);
+	for (int i = 0; i < NR; i++)
+		want(i);
+	for (int i = NR; i < SLOTS + 1; i++)
+		want_value(&self->q, BY_RING, KEVENT_SOURCE_USER, i, 1, i);
+	want_empty();
+}
+
 TEST_F(wait, without_collecting_leaves_the_event_in_the_ring)
 {
 	struct waiter w = { .wait_only = true };
@@ -324,6 +407,28 @@ TEST_F(wait, of_many_ends_with_an_event_each)
 	want_empty();
 }
 
+/* Together they want all that there is, and none of them more than its share. */
+TEST_F_TIMEOUT(wait, of_many_for_different_numbers_ends_with_each_its_own, 60)
+{
+	for (int lap = 0; lap < 20; lap++) {
+		struct waiter w[4] = { };
+
+		for (int i = 0; i < 4; i++) {
+			int n = (i + lap) % 4 + 1;
+
+			ASSERT_EQ(0, waiter_start(&w[i], &self->q, n, n));
+		}
+		for (int i = 0; i < 1 + 2 + 3 + 4; i++)
+			signal_eventfd(self->efd[i]);
+		for (int i = 0; i < 4; i++) {
+			ASSERT_TRUE(waiter_join(&w[i]))
+				TH_LOG("lap %d, for %u", lap, w[i].min);
+			EXPECT_EQ(w[i].min, w[i].ret);
+		}
+		want_empty();
+	}
+}
+
 /* A wake-up goes to one of them, who is to claim the event from the ring. */
 TEST_F(wait, of_many_who_collect_nothing_ends_with_an_event_each)
 {
@@ -395,6 +500,80 @@ TEST_F_TIMEOUT(wait, wake_up_is_passed_on_by_who_is_interrupted, 60)
 	}
 }
 
+static int poll_now(const struct kq *q);
+
+/*
+ * Somebody waited for an event beside @w, and is no more.  If the event is still
+ * there, it must wake @w; if not, it was the other's or is that of @w.
+ */
+static void want_passed_on(struct __test_metadata *_metadata, struct kq *q,
+			   int other_fd, struct waiter *w, int turn)
+{
+	struct ukevent ev;
+
+	if (!poll_now(q))
+		signal_eventfd(other_fd);
+	ASSERT_TRUE(waiter_join(w))
+		TH_LOG("wake-up lost in turn %d", turn);
+	EXPECT_EQ(1, w->ret);
+	while (kq_getevents(q, &ev, 0, 1, 0) == 1)
+		;
+}
+
+TEST_F_TIMEOUT(wait, wake_up_is_passed_on_by_who_is_killed, 60)
+{
+	for (int i = 0; i < 40; i++) {
+		struct waiter w = { };
+		pid_t pid = 0;
+
+		if (i % 2) {
+			pid = fork_waiter(&self->q);
+			wait_until_process_asleep(pid);
+		}
+		ASSERT_EQ(0, waiter_start(&w, &self->q, 1, 1));
+		if (!pid) {
+			pid = fork_waiter(&self->q);
+			wait_until_process_asleep(pid);
+		}
+		ASSERT_LT(0, pid);
+		if (i % 4 < 2)
+			kill(pid, SIGKILL);
+		signal_eventfd(self->efd[0]);
+		if (i % 4 >= 2)
+			kill(pid, SIGKILL);
+		reap(pid);
+		want_passed_on(_metadata, &self->q, self->efd[1], &w, i);
+	}
+}
+
+static void *wait_to_be_cancelled(void *arg)
+{
+	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
+	return waiter_fn(arg);
+}
+
+TEST_F_TIMEOUT(wait, wake_up_is_passed_on_by_who_is_cancelled, 60)
+{
+	for (int i = 0; i < 80; i++) {
+		struct waiter w = { }, c = { .q = &self->q, .min = 1, .max = 1 };
+
+		if (i % 2)
+			ASSERT_EQ(0, waiter_start(&w, &self->q, 1, 1));
+		ASSERT_EQ(0, pthread_create(&c.thread, NULL,
+					    wait_to_be_cancelled, &c));
+		wait_until_asleep(&c.tid, &c.done);
+		if (!(i % 2))
+			ASSERT_EQ(0, waiter_start(&w, &self->q, 1, 1));
+		if (i % 4 < 2)
+			pthread_cancel(c.thread);
+		signal_eventfd(self->efd[0]);
+		if (i % 4 >= 2)
+			pthread_cancel(c.thread);
+		pthread_join(c.thread, NULL);
+		want_passed_on(_metadata, &self->q, self->efd[1], &w, i);
+	}
+}
+
 TEST_F(wait, wake_up_is_passed_on_by_who_has_no_buffer)
 {
 	struct waiter good = { };
@@ -459,6 +638,113 @@ TEST_F(wait, outlives_the_ring_mapping)
 	signal_eventfd(self->efd[0]);
 	ASSERT_TRUE(waiter_join(&w));
 	EXPECT_EQ(1, w.ret);
+}
+
+/*
+ * Many who wait for this and that, and are interrupted: nobody sleeps while
+ * there is what he waits for.
+ */
+
+#define STORM_TRIGGERS	1000
+#define STORM_THREADS	4
+#define STORM_EVENTS	8
+
+struct storm {
+	struct kq q;
+	int stop;
+	int left;		/* threads that go on */
+	int wrong;
+	__aligned_u64 sum;	/* of all values that were collected */
+};
+
+struct storm_thread {
+	struct storm *st;
+	pthread_t thread;
+	__u64 random;
+	bool modest;		/* one event is always enough */
+};
+
+static void *storm_collect(void *arg)
+{
+	struct storm_thread *t = arg;
+	struct storm *st = t->st;
+
+	while (!__atomic_load_n(&st->stop, __ATOMIC_ACQUIRE)) {
+		unsigned int min = t->modest ? 1 :
+				   1 + next_random(&t->random) % 3;
+		unsigned int max = min + next_random(&t->random) % 3;
+		struct ukevent evs[8];
+		int ret = kq_getevents(&st->q, evs, min, max, PATIENCE_MS);
+
+		if ((ret < 0 && ret != -EINTR) || ret > (int)max)
+			__atomic_fetch_add(&st->wrong, 1, __ATOMIC_RELAXED);
+		for (int i = 0; i < ret; i++)
+			__atomic_fetch_add(&st->sum, evs[i].events,
+					   __ATOMIC_RELEASE);
+	}
+	__atomic_fetch_sub(&st->left, 1, __ATOMIC_RELEASE);
+	return NULL;
+}
+
+/*
+ * Until all that was triggered is collected.  Who wants several events may keep
+ * some until there are enough: if the queue is empty, he is told to return.
+ */
+static bool storm_calms_down(struct storm *st, __u64 sum)
+{
+	for (int ms = 0; ms < PATIENCE_MS; ms++) {
+		if (__atomic_load_n(&st->sum, __ATOMIC_ACQUIRE) == sum)
+			return true;
+		if (!poll_now(&st->q))
+			kq_wake(&st->q);
+		sleep_ms(1);
+	}
+	return false;
+}
+
+TEST_F_TIMEOUT(wait, of_many_in_a_storm_leaves_nothing_behind, 60)
+{
+	struct storm_thread t[STORM_THREADS];
+	__u64 random = random_seed();
+	struct storm st = { };
+
+	ASSERT_EQ(0, kq_open(&st.q, STORM_EVENTS));
+	for (int i = 0; i < STORM_EVENTS; i++)
+		ASSERT_EQ(1, kq_add_user(&st.q, i, KEVENT_USER_COUNT, 0, i));
+	st.left = STORM_THREADS;
+	for (int i = 0; i < STORM_THREADS; i++) {
+		t[i].st = &st;
+		t[i].random = random + i;
+		t[i].modest = !i;
+		ASSERT_EQ(0, pthread_create(&t[i].thread, NULL, storm_collect,
+					    &t[i]));
+	}
+	for (int i = 1; i <= STORM_TRIGGERS; i++) {
+		__u64 rnd = next_random(&random);
+
+		ASSERT_EQ(1, kq_trigger(&st.q, rnd % STORM_EVENTS, 1, 0));
+		if (!(rnd >> 8 & 3))
+			pthread_kill(t[(rnd >> 16) % STORM_THREADS].thread,
+				     SIGUSR1);
+		if (i % 25)
+			continue;
+		ASSERT_TRUE(storm_calms_down(&st, i))
+			TH_LOG("%llu of %d collected", st.sum, i);
+	}
+	__atomic_store_n(&st.stop, 1, __ATOMIC_RELEASE);
+	for (int ms = 0; ms < PATIENCE_MS; ms++) {
+		if (!__atomic_load_n(&st.left, __ATOMIC_ACQUIRE))
+			break;
+		kq_wake(&st.q);
+		sleep_ms(1);
+	}
+	ASSERT_EQ(0, st.left);
+	for (int i = 0; i < STORM_THREADS; i++)
+		pthread_join(t[i].thread, NULL);
+	EXPECT_EQ(STORM_TRIGGERS, st.sum);
+	EXPECT_EQ(0, st.wrong);
+	want_none(&st.q, BY_RING);
+	kq_close(&st.q);
 }
 
 /*

@@ -5,6 +5,12 @@
 //! `include/uapi/linux/kevent.h` defines and explains them.  Their layout is for ever, so each
 //! field is asserted here.
 
+use crate::events::{
+    After,
+    Payload,
+    Terms,
+    Trigger, //
+};
 use kernel::{
     prelude::*,
     transmute::{
@@ -30,14 +36,17 @@ macro_rules! assert_layout {
 }
 
 assert_layout!(kevent_params, 48,
-    flags: 0, slots: 4, header_size: 8, slots_size: 16, resv: 24);
+    flags: 0, slots: 4, header_size: 8, slots_size: 16, node: 24, resv32: 28, resv: 32);
 assert_layout!(kevent_ring, 64,
-    compat: 0, incompat: 4, slots: 8, slot_size: 12, flags: 16, resv: 20);
+    compat: 0, incompat: 4, slots: 8, slot_size: 12, flags: 16, rings: 20, resv: 24);
 assert_layout!(kevent_slot, 32,
-    word: 0, user_data: 8, ident: 16, source: 24, flags: 26, data: 28);
+    word: 0, user_data: 8, ident: 16, source: 24, flags: 26, tag: 28);
 assert_layout!(uapi::ukevent, 64,
     ident: 0, source: 8, op: 10, flags: 12, events: 16, result: 20, user_data: 24,
-    data: 32, fflags: 40, resv32: 44, resv: 48);
+    data: 32, fflags: 40, tag: 44, interval: 48, resv: 56);
+assert_layout!(uapi::kevent_getopts, 64,
+    size: 0, flags: 4, sigmask: 8, sigsetsize: 16, clock: 20, min_wait: 24, changes: 32,
+    nr_changes: 40, change_flags: 44, resv: 48);
 
 /// A change or an event, `struct ukevent`.
 #[repr(transparent)]
@@ -49,17 +58,88 @@ unsafe impl FromBytes for Ukevent {}
 // SAFETY: The fields leave no hole, as their offsets and the size show.
 unsafe impl AsBytes for Ukevent {}
 
-impl Ukevent {
-    /// Returns whether the fields that no operation uses yet are zero.
-    pub(crate) fn reserved_is_zero(&self) -> bool {
-        let change = &self.0;
+/// The fields that say what to report, beside the name of the registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    Flags,
+    Events,
+    UserData,
+    Data,
+    Fflags,
+    Interval,
+}
 
-        change.result == 0
-            && change.data == 0
-            && change.fflags == 0
-            && change.resv32 == 0
-            && change.resv == [0; 2]
+impl Ukevent {
+    /// Returns an error unless all fields are zero but those that are `used` and the name.
+    pub(crate) fn only(&self, used: &[Field]) -> Result {
+        let change = &self.0;
+        let unused = |field: Field, zero: bool| zero || used.contains(&field);
+
+        if change.result == 0
+            && change.resv == 0
+            && unused(Field::Flags, change.flags == 0)
+            && unused(Field::Events, change.events == 0)
+            && unused(Field::UserData, change.user_data == 0)
+            && unused(Field::Data, change.data == 0)
+            && unused(Field::Fflags, change.fflags == 0)
+            && unused(Field::Interval, change.interval == 0)
+        {
+            Ok(())
+        } else {
+            Err(EINVAL)
+        }
     }
+
+    /// Returns whether and how the registration reports, if all flags are `known`.
+    pub(crate) fn mode(&self, known: u32) -> Result<Mode> {
+        const ONESHOT: u32 = uapi::KEVENT_ONESHOT;
+        const DISPATCH: u32 = uapi::KEVENT_DISPATCH;
+        const BOTH: u32 = ONESHOT | DISPATCH;
+
+        let flags = self.0.flags;
+
+        if flags & !known != 0 {
+            return Err(EINVAL);
+        }
+        Ok(Mode {
+            trigger: match flags & (uapi::KEVENT_EDGE | uapi::KEVENT_LEVEL) {
+                uapi::KEVENT_EDGE => Trigger::Edge,
+                uapi::KEVENT_LEVEL => Trigger::Level,
+                _ => return Err(EINVAL),
+            },
+            after: match flags & BOTH {
+                0 => After::Stay,
+                DISPATCH => After::Disable,
+                ONESHOT => After::End,
+                _ => return Err(EINVAL),
+            },
+            enabled: flags & uapi::KEVENT_DISABLED == 0,
+        })
+    }
+
+    /// Returns what a registration says and how.
+    pub(crate) fn terms(&self, mode: Mode, interest: u32) -> Terms {
+        Terms {
+            payload: Payload {
+                user_data: self.0.user_data,
+                ident: self.0.ident,
+                source: self.0.source,
+                tag: self.0.tag,
+            },
+            interest,
+            trigger: mode.trigger,
+            after: mode.after,
+            flags: self.0.flags & !uapi::KEVENT_DISABLED,
+        }
+    }
+}
+
+/// Whether and how a registration reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mode {
+    pub(crate) trigger: Trigger,
+    pub(crate) after: After,
+    pub(crate) enabled: bool,
 }
 
 /// What a change asks for.
@@ -68,6 +148,13 @@ pub(crate) enum Op {
     Add,
     Modify,
     Delete,
+    Set,
+    Enable,
+    Disable,
+    Trigger,
+    Move,
+    Grow,
+    Wake,
 }
 
 impl TryFrom<u16> for Op {
@@ -78,6 +165,36 @@ impl TryFrom<u16> for Op {
             uapi::KEVENT_OP_ADD => Ok(Self::Add),
             uapi::KEVENT_OP_MOD => Ok(Self::Modify),
             uapi::KEVENT_OP_DEL => Ok(Self::Delete),
+            uapi::KEVENT_OP_SET => Ok(Self::Set),
+            uapi::KEVENT_OP_ENABLE => Ok(Self::Enable),
+            uapi::KEVENT_OP_DISABLE => Ok(Self::Disable),
+            uapi::KEVENT_OP_TRIGGER => Ok(Self::Trigger),
+            uapi::KEVENT_OP_MOVE => Ok(Self::Move),
+            uapi::KEVENT_OP_GROW => Ok(Self::Grow),
+            uapi::KEVENT_OP_WAKE => Ok(Self::Wake),
+            _ => Err(EINVAL),
+        }
+    }
+}
+
+/// What a change is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SourceKind {
+    Queue,
+    Fd,
+    Timer,
+    User,
+}
+
+impl TryFrom<u16> for SourceKind {
+    type Error = Error;
+
+    fn try_from(source: u16) -> Result<Self> {
+        match u32::from(source) {
+            uapi::KEVENT_SOURCE_QUEUE => Ok(Self::Queue),
+            uapi::KEVENT_SOURCE_FD => Ok(Self::Fd),
+            uapi::KEVENT_SOURCE_TIMER => Ok(Self::Timer),
+            uapi::KEVENT_SOURCE_USER => Ok(Self::User),
             _ => Err(EINVAL),
         }
     }
@@ -86,5 +203,9 @@ impl TryFrom<u16> for Op {
 /// `KEVENT_FD_HINT`: the value is a guess.
 pub(crate) const FD_HINT: u32 = 1 << 31;
 
-/// `KEVENT_OFF_SLOTS`: where the slots are mapped, in bytes.
-pub(crate) const OFF_SLOTS: usize = 0x1000_0000;
+/// `KEVENT_TIMER_CANCELED`: the clock was set.
+pub(crate) const TIMER_CANCELED: u32 = 1 << 31;
+
+/// `KEVENT_OFF_SLOTS(1)`: where the slots of a ring with one slot are mapped, in bytes; the place
+/// of others is that many times further.
+pub(crate) const OFF_SLOTS: usize = 0x1_0000;

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What becomes of the events of each registration: merged, posted to the ring or kept waiting.
+//! What becomes of the events of each registration: merged, posted to the ring, kept waiting, or
+//! held until the registration is enabled.
 //!
 //! Plain Rust without kernel types, like [`super::ring`], and compiled for the host too.
 //!
 //! # States of a registration
 //!
+//! Edge-triggered:
+//!
 //! ```text
-//!        add          post, if the next slot is free
+//!        fill         post, if the next slot is free
 //!  Free -----> Idle -----------------------------------> Posted --+ post: merge
 //!   ^           |  <----------------------------------   ^   ^   |
-//!   |           |         claimed by anybody             |   +---+
+//!   |           |   claimed by anybody: After::Stay      |   +---+
 //!   |           | post, if the ring is full              |
 //!   |           v                                        | flush
 //!   |          Waiting ----------------------------------+
@@ -19,79 +22,185 @@
 //!    from any
 //! ```
 //!
+//! Level-triggered:
+//!
+//! ```text
+//!               post                          collected: After::Stay
+//!  Idle -----------------------------> Ready --+
+//!       <-----------------------------   ^     |
+//!         collect: nothing is so         +-----+
+//! ```
+//!
+//! Either becomes `Disabled` by [`Events::disable`], or when its event is claimed and the mode says
+//! so ([`After::Disable`]), and `Idle` again by [`Events::enable`].  A one-shot registration
+//! ([`After::End`]) becomes `Ended` when its event is claimed: to programs it does not exist any
+//! more, and it is removed as soon as a task comes by that can.
+//!
 //! `Posted` can be out of date: user space does not tell when it claims an event.  The ring's
-//! record of the slot decides.
+//! record of the slot decides; see [`Events::settle`].
 //!
 //! # Flow control
 //!
-//! [`Events::add`] refuses a registration if the registrations and the cancelled slots that are
+//! [`Events::reserve`] refuses an edge-triggered registration if these and the cancelled slots that are
 //! still unclaimed would be more than the slots.  A registration has at most one event in the ring,
 //! so if consumers claim in order there is a free slot for every event.  If they do not, or if
-//! [`Events::modify`] cancelled events that nobody has claimed yet, the event waits in its
-//! registration, in order with the others that do, and the consumers are told by the overflow flag.
-//! It takes no memory and no event is lost.
+//! events were cancelled and posted anew, or if the queue may have more registrations than slots,
+//! the event waits in its registration, in order with the others that do, and the consumers are
+//! told by the overflow flag.  It takes no memory and no event is lost.
+//!
+//! # Growing
+//!
+//! A ring is not moved.  [`Events::grow`] adds a larger one, which takes all events from then on.
+//! Events in the older ones are merged, cancelled and claimed there, and come first when the kernel
+//! collects.  When the last of them is claimed, the ring is taken away.
 //!
 //! # Locking
 //!
 //! As for the ring: the queue's lock is held by the caller of each method.
 
-use super::ring::{
-    value_of,
-    Found,
-    Merge,
-    Payload,
-    Ring,
-    SlotMemory, //
+use super::{
+    ring::{
+        value_of,
+        Found,
+        Merge,
+        Ring,
+        SlotMemory, //
+    },
+    table::{
+        Linked,
+        List,
+        Table, //
+    },
 };
 use core::ops::DerefMut;
 
-pub(crate) use super::ring::Record;
+pub(crate) use super::ring::{
+    Payload,
+    Record,
+    Update, //
+};
 
 /// How many waiting events one new event may push into the ring, to bound the time under the lock.
 const FLUSH_PER_POST: u32 = 2;
 
-/// How many claimed slots an [`Events::add`] forgets to make room.
+/// How many claimed slots an [`Events::reserve`] forgets to make room.
 const ADVANCE_PER_ADD: u32 = 1024;
 
-/// No entry: the end of a list.
-const NONE: u32 = u32::MAX;
+/// As many rings as there are numbers of slots.
+const RINGS: usize = 32;
+
+/// What an [`Events`] is made of.
+pub(crate) trait Parts {
+    /// The header of the ring.
+    type Header: Header;
+    /// The slots of a ring.
+    type Slots: SlotMemory;
+    /// What the kernel knows of the slots of a ring.
+    type Records: DerefMut<Target = [Record]>;
+    /// A part of the table of registrations.
+    type Chunk: DerefMut<Target = [Linked<Entry<Self::Item>>]>;
+    /// What the caller keeps with a registration.
+    type Item;
+}
+
+/// A ring of the queue.
+pub(crate) type RingOf<P> = Ring<<P as Parts>::Slots, <P as Parts>::Records>;
+
+/// What consumers are told beside the events.
+pub(crate) trait Header {
+    /// Tells whether events wait behind a full ring, and whether level-triggered ones may be ready.
+    fn set_flags(&self, overflow: bool, level_ready: bool);
+    /// Tells the number of slots of the ring that takes new events, and the sum of the numbers of
+    /// slots of all that there are.
+    fn set_rings(&self, slots: u32, rings: u32);
+}
+
+/// How the events of a registration are reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trigger {
+    /// When something happens, through the ring.
+    Edge,
+    /// While something is so, to those who ask the kernel.
+    Level,
+}
+
+/// What becomes of a registration when its event was claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// It goes on.
+    Stay,
+    /// It is disabled.
+    Disable,
+    /// It ends.
+    End,
+}
+
+/// What a registration says and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) payload: Payload,
+    /// The bits that are reported.
+    pub(crate) interest: u32,
+    pub(crate) trigger: Trigger,
+    pub(crate) after: After,
+    /// The flags that the program sees.
+    pub(crate) flags: u32,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// No registration; `next` is another free entry.
-    Free { next: u32 },
+    /// No registration; in the list of those.
+    Free,
+    /// Taken by a registration that is to come.
+    Reserved,
     /// Nothing to report.
     Idle,
-    /// An event was posted to the ring's slot `slot`.
-    Posted { slot: u32 },
-    /// The event `value` waits for room in the ring, between two others that do.
-    Waiting { value: u32, prev: u32, next: u32 },
+    /// An event was posted to the slot `slot` of the ring with 2^`ring` slots.  A one-shot
+    /// registration is in the list of those.
+    Posted { ring: u8, slot: u32 },
+    /// The event `value` waits for room in the ring; in the list of those that do.
+    Waiting { value: u32 },
+    /// Level-triggered, and something may be so; in the list of those, and in it since `ticket`.
+    Ready { ticket: u64 },
+    /// To report nothing, but to remember what was counted.
+    Disabled { held: u32 },
+    /// A one-shot registration whose event was claimed; in the list of those.
+    Ended,
 }
 
-/// A registration, or room for one.  `T` is what the caller keeps with it.
+/// What a program is told of the state of a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Idle,
+    Posted,
+    Waiting,
+    Ready,
+    Disabled,
+}
+
+/// A registration, or room for one.
+///
+/// # Invariants
+///
+/// `state` is [`State::Free`] or [`State::Reserved`] if and only if `registration` is [`None`].
 pub(crate) struct Entry<T> {
     state: State,
-    /// The bits that are reported.
-    interest: u32,
     /// Whether anything was posted since the event was last found.
     touched: bool,
-    payload: Payload,
-    item: Option<T>,
+    registration: Option<(Terms, T)>,
 }
 
 impl<T> Entry<T> {
     /// Room for a registration.
     pub(crate) const FREE: Self = Self {
-        state: State::Free { next: NONE },
-        interest: 0,
+        state: State::Free,
         touched: false,
-        payload: Payload {
-            user_data: 0,
-            ident: 0,
-            source: 0,
-        },
-        item: None,
+        registration: None,
     };
+
+    fn terms(&self) -> Option<&Terms> {
+        self.registration.as_ref().map(|(terms, _)| terms)
+    }
 }
 
 /// What became of an event.
@@ -99,217 +208,725 @@ impl<T> Entry<T> {
 pub(crate) enum Post {
     /// There is an event more to collect: waiters must be woken.
     New,
-    /// It was merged into one that had not been collected yet, or is of no interest.
+    /// As [`Post::New`], but it waits behind a full ring.
+    Waits,
+    /// It was merged into one that had not been collected yet.
+    Merged,
+    /// It is of no interest, or not now.
     Nothing,
+}
+
+/// What a registration had to say when it was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pending {
+    /// Nothing.
+    Nothing,
+    /// An event of this value had not been claimed.
+    Event(u32),
+    /// It was disabled, and had counted so much.
+    Disabled(u32),
+}
+
+/// Where [`Events::find`] goes on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scan {
+    /// The ring, and the position in it.
+    ring: u8,
+    pos: u64,
+    /// Level-triggered registrations that became ready, or were collected, later are not for this
+    /// scan.
+    ticket: u64,
+}
+
+impl Scan {
+    /// Goes back to where a registration in a ring was found.  Level-triggered ones are put behind
+    /// all others when they are found, so they come again anyway.
+    pub(crate) fn again(&mut self, here: &Self) {
+        (self.ring, self.pos) = (here.ring, here.pos);
+    }
+}
+
+/// Where the event that was found comes from.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    Ring { ring: u8, found: Found },
+    Level { id: u32, ticket: u64 },
 }
 
 /// An event that can be collected, found by [`Events::find`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Event {
-    found: Found,
-    pub(crate) payload: Payload,
+    origin: Origin,
+    pub(crate) terms: Terms,
+    /// What it says; nothing, zero, if it is level-triggered.
     pub(crate) value: u32,
-    /// The bits that the registration reports.
-    pub(crate) interest: u32,
 }
 
-/// No slot can be reserved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Full;
+/// What [`Events::find`] found.
+pub(crate) enum Find<'a, T> {
+    Event(Event, &'a T),
+    /// Nothing yet: its limit was reached.
+    More,
+    /// There is nothing more.
+    End,
+}
 
-/// The registrations of a queue and the ring that takes their events.
+/// Why a registration is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// No slot can be reserved.
+    NoSlot,
+    /// The table has to grow first, see [`Events::next_chunk`].
+    NoRoom,
+    /// There is no such registration any more.
+    Ended,
+}
+
+/// The registrations of a queue and the rings that take their events.
 ///
 /// # Invariants
 ///
-/// - An entry is [`State::Free`] if and only if its `item` is [`None`].
-/// - The free entries are linked from `free`, the waiting ones from `first` to `last`, oldest
-///   first.
-/// - `live` is the number of entries that are not free.
-/// - The ring's overflow flag is set if and only if an entry is waiting.
-pub(crate) struct Events<M, R, E> {
-    ring: Ring<M, R>,
-    entries: E,
-    free: u32,
+/// - The ring with 2^k slots is `rings[k]`; the first one is that of `oldest`, the last one that of
+///   `current`.
+/// - The entries that are in a list are those whose state says so.
+/// - `live` is the number of registrations that have not ended, `edges` of those of them that are
+///   edge-triggered.
+/// - The header says whether there are waiting and ready entries, and which rings there are.
+pub(crate) struct Events<P: Parts> {
+    header: P::Header,
+    rings: [Option<RingOf<P>>; RINGS],
+    oldest: u8,
+    current: u8,
+    /// Whether there can be more edge-triggered registrations than slots.
+    overcommit: bool,
+    table: Table<P::Chunk>,
     live: u32,
-    first: u32,
-    last: u32,
+    edges: u32,
+    free: List,
+    /// How many entries were ever used; no list of free ones has to be made for a new chunk.
+    used: u32,
+    waiting: List,
+    ready: List,
+    /// One-shot registrations that are [`State::Posted`].
+    shots: List,
+    ended: List,
+    /// The next ticket.
+    ticket: u64,
+    /// Which kind of event is to be collected next if there are both.
+    turn: Trigger,
 }
 
-impl<M, R, E, T> Events<M, R, E>
-where
-    M: SlotMemory,
-    R: DerefMut<Target = [Record]>,
-    E: DerefMut<Target = [Entry<T>]>,
-{
+fn slots_bit(ring: u8) -> u32 {
+    1_u32.checked_shl(ring.into()).unwrap_or(0)
+}
+
+impl<P: Parts> Events<P> {
     /// Makes the events of a queue without registrations.
-    ///
-    /// `mem` must be zero, the `records` [`Record::UNUSED`] and the `entries` [`Entry::FREE`], as
-    /// many of both as there are slots.  Returns [`None`] if that is not a power of two.
-    pub(crate) fn new(mem: M, records: R, mut entries: E) -> Option<Self> {
-        if records.len() != entries.len() {
-            return None;
-        }
-        for (i, entry) in entries.iter_mut().enumerate().skip(1) {
-            entry.state = State::Free {
-                next: u32::try_from(i - 1).ok()?,
-            };
-        }
-
-        let free = u32::try_from(entries.len().checked_sub(1)?).ok()?;
-
-        Some(Self {
-            ring: Ring::new(mem, records)?,
-            entries,
-            free,
+    pub(crate) fn new(header: P::Header, ring: RingOf<P>, overcommit: bool) -> Self {
+        let mut events = Self {
+            header,
+            rings: [const { None }; RINGS],
+            oldest: RINGS as u8,
+            current: 0,
+            overcommit,
+            table: Table::new(),
             live: 0,
-            first: NONE,
-            last: NONE,
-        })
+            edges: 0,
+            free: List::new(),
+            used: 0,
+            waiting: List::new(),
+            ready: List::new(),
+            shots: List::new(),
+            ended: List::new(),
+            ticket: 1,
+            turn: Trigger::Edge,
+        };
+
+        events.add_ring(ring);
+        events
     }
 
-    /// Returns the number of slots.
+    /// Returns the number of slots of the ring that takes new events.
     pub(crate) fn slots(&self) -> u32 {
-        self.ring.slots()
+        slots_bit(self.current)
+    }
+
+    /// Returns the sum of the numbers of slots of all rings.
+    pub(crate) fn rings(&self) -> u32 {
+        (0..)
+            .zip(&self.rings)
+            .filter(|(_, ring)| ring.is_some())
+            .fold(0, |sum, (k, _)| sum | slots_bit(k))
+    }
+
+    /// Returns the slots of the ring with that number of slots.
+    pub(crate) fn ring_slots(&self, slots: u32) -> Option<&P::Slots> {
+        if !slots.is_power_of_two() {
+            return None;
+        }
+
+        let index = slots.trailing_zeros();
+
+        Some(self.rings.get(index as usize)?.as_ref()?.mem())
+    }
+
+    /// Returns the number of registrations.
+    pub(crate) fn live(&self) -> u32 {
+        self.live
+    }
+
+    /// Returns how many events wait behind a full ring.
+    pub(crate) fn waiting(&self) -> u32 {
+        self.waiting.len()
+    }
+
+    /// Returns how many level-triggered registrations may be ready.
+    pub(crate) fn level_ready(&self) -> u32 {
+        self.ready.len()
+    }
+
+    /// Returns at most how many events there are in the rings.
+    #[inline]
+    pub(crate) fn posted_at_most(&self) -> u64 {
+        self.rings
+            .get(usize::from(self.oldest)..=usize::from(self.current))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .fold(0, |sum, ring| ring.unclaimed_at_most().wrapping_add(sum))
     }
 
     /// Returns at most how many events there are to collect.
     pub(crate) fn ready_at_most(&self) -> u64 {
-        let waiting = u64::from(self.first != NONE);
-
-        self.ring.unclaimed_at_most().wrapping_add(waiting)
+        self.posted_at_most()
+            .wrapping_add(self.waiting.len().into())
+            .wrapping_add(self.ready.len().into())
     }
 
-    fn entry(&mut self, id: u32) -> Option<&mut Entry<T>> {
-        self.entries.get_mut(id as usize)
+    /// Returns one more than the largest id that was ever used.
+    pub(crate) fn ids(&self) -> u32 {
+        self.used
     }
 
-    /// Registers `item`, to report the bits of `interest`.
-    ///
-    /// Returns its id, or [`Full`] if no slot can be reserved.
-    pub(crate) fn add(&mut self, payload: Payload, interest: u32, item: T) -> Result<u32, Full> {
-        let slots = self.ring.slots();
+    fn ring(&mut self, ring: u8) -> Option<&mut RingOf<P>> {
+        self.rings.get_mut(usize::from(ring))?.as_mut()
+    }
 
-        if self.live.saturating_add(self.ring.cancelled()) >= slots {
-            self.ring.advance(ADVANCE_PER_ADD);
-            if self.live.saturating_add(self.ring.cancelled()) >= slots {
-                return Err(Full);
+    fn entry(&mut self, id: u32) -> Option<&mut Entry<P::Item>> {
+        self.table.get_mut(id)
+    }
+
+    fn state(&self, id: u32) -> State {
+        self.table.get(id).map_or(State::Free, |entry| entry.state)
+    }
+
+    fn set_state(&mut self, id: u32, state: State) {
+        if let Some(entry) = self.entry(id) {
+            entry.state = state;
+        }
+    }
+
+    /// Returns what the registration `id` says beside its value.
+    #[inline]
+    pub(crate) fn payload(&self, id: u32) -> Option<&Payload> {
+        self.terms(id).map(|terms| &terms.payload)
+    }
+
+    /// Returns what the registration `id` says and how.
+    pub(crate) fn terms(&self, id: u32) -> Option<&Terms> {
+        self.table.get(id)?.terms()
+    }
+
+    fn is_one_shot(&self, id: u32) -> bool {
+        self.terms(id)
+            .is_some_and(|terms| terms.after == After::End)
+    }
+
+    /// Tells the consumers what they have to ask the kernel for.
+    fn announce(&self) {
+        self.header
+            .set_flags(!self.waiting.is_empty(), !self.ready.is_empty());
+    }
+
+    //
+    // Rings
+    //
+
+    fn add_ring(&mut self, ring: RingOf<P>) {
+        // CAST: Less than 32.
+        let index = ring.slots().trailing_zeros() as u8;
+
+        if let Some(room) = self.rings.get_mut(usize::from(index)) {
+            *room = Some(ring);
+            self.current = index;
+            self.oldest = self.oldest.min(index);
+        }
+        self.header.set_rings(self.slots(), self.rings());
+    }
+
+    /// Adds a ring, which takes all events from now on; gives it back if it is not larger than the
+    /// one that there is.
+    pub(crate) fn grow(&mut self, ring: RingOf<P>) -> Result<(), RingOf<P>> {
+        if ring.slots() <= self.slots() {
+            return Err(ring);
+        }
+        self.add_ring(ring);
+        Ok(())
+    }
+
+    /// Takes a ring away that will never have an event again, looking at no more than `limit` slots
+    /// of each.
+    pub(crate) fn retire(&mut self, limit: u32) -> Option<RingOf<P>> {
+        let old = self.rings.iter_mut().take(self.current.into());
+        let retired = old
+            .filter_map(|room| {
+                room.as_mut()?.advance(limit);
+                room.take_if(|ring| ring.is_drained())
+            })
+            .next()?;
+
+        while self.oldest < self.current && self.ring(self.oldest).is_none() {
+            self.oldest = self.oldest.wrapping_add(1);
+        }
+        self.header.set_rings(self.slots(), self.rings());
+        Some(retired)
+    }
+
+    //
+    // Registrations
+    //
+
+    /// Returns how many entries the next chunk of the table has to have.
+    pub(crate) fn next_chunk(&self) -> u32 {
+        self.table.next_chunk()
+    }
+
+    /// Adds a chunk of [`Entry::FREE`] to the table; gives it back if it is not of the right size.
+    pub(crate) fn add_chunk(&mut self, chunk: P::Chunk) -> Result<(), P::Chunk> {
+        self.table.grow(chunk)
+    }
+
+    /// Returns whether a slot can be reserved for one more edge-triggered registration.
+    fn can_reserve(&mut self) -> bool {
+        let slots = self.slots();
+        let edges = self.edges;
+        let current = self.current;
+
+        if self.overcommit {
+            return true;
+        }
+        self.ring(current).is_some_and(|ring| {
+            if edges.saturating_add(ring.cancelled()) >= slots {
+                ring.advance(ADVANCE_PER_ADD);
             }
+            edges.saturating_add(ring.cancelled()) < slots
+        })
+    }
+
+    /// Counts a registration that comes or goes.
+    fn count_in(&mut self, trigger: Trigger) {
+        self.live = self.live.wrapping_add(1);
+        self.edges = self.edges.wrapping_add((trigger == Trigger::Edge).into());
+    }
+
+    fn count_out(&mut self, trigger: Trigger) {
+        self.live = self.live.wrapping_sub(1);
+        self.edges = self.edges.wrapping_sub((trigger == Trigger::Edge).into());
+    }
+
+    /// Reserves an id, and a slot if it is to be edge-triggered, for a registration to come.
+    pub(crate) fn reserve(&mut self, trigger: Trigger) -> Result<u32, Refused> {
+        if trigger == Trigger::Edge && !self.can_reserve() {
+            return Err(Refused::NoSlot);
         }
 
-        let id = self.free;
-        let entry = self.entry(id).ok_or(Full)?;
-        let State::Free { next } = entry.state else {
-            return Err(Full);
+        let id = match self.free.first() {
+            Some(id) => {
+                self.table.unlink(&mut self.free, id);
+                id
+            }
+            None if self.used < self.table.size() => {
+                let id = self.used;
+
+                self.used = id.wrapping_add(1);
+                id
+            }
+            None => return Err(Refused::NoRoom),
         };
 
-        *entry = Entry {
-            state: State::Idle,
-            interest,
-            touched: false,
-            payload,
-            item: Some(item),
-        };
-        self.free = next;
-        self.live = self.live.wrapping_add(1);
+        self.set_state(id, State::Reserved);
+        self.count_in(trigger);
         Ok(id)
     }
 
-    /// Ends the registration `id` and returns its item.
-    ///
-    /// No later claim yields an event of it.
-    pub(crate) fn remove(&mut self, id: u32) -> Option<T> {
-        let item = self.entry(id)?.item.take()?;
-
-        self.cancel(id);
-
-        let next = self.free;
-        if let Some(entry) = self.entry(id) {
-            entry.state = State::Free { next };
+    /// Gives back what was reserved for a registration that does not come.
+    pub(crate) fn unreserve(&mut self, id: u32, trigger: Trigger) {
+        if self.state(id) == State::Reserved {
+            self.count_out(trigger);
+            self.set_state(id, State::Free);
+            self.table.push(&mut self.free, id);
         }
-        self.free = id;
-        self.live = self.live.wrapping_sub(1);
-        Some(item)
     }
 
-    /// Changes what the registration `id` reports.
+    /// Registers `item` where an id was reserved for it.
     ///
-    /// An event that was not collected is cancelled: the caller looks at the source and posts what
-    /// is so now.
-    pub(crate) fn modify(&mut self, id: u32, interest: u32, user_data: u64) {
-        self.cancel(id);
+    /// It is disabled if `pending` says so.  To post what else is pending is up to the caller.
+    pub(crate) fn fill(&mut self, id: u32, terms: Terms, item: P::Item, pending: Pending) {
         if let Some(entry) = self.entry(id) {
-            entry.interest = interest;
-            entry.payload.user_data = user_data;
+            if entry.state == State::Reserved {
+                *entry = Entry {
+                    state: match pending {
+                        Pending::Disabled(held) => State::Disabled { held },
+                        Pending::Nothing | Pending::Event(_) => State::Idle,
+                    },
+                    touched: false,
+                    registration: Some((terms, item)),
+                };
+            }
+        }
+    }
+
+    /// Ends the registration `id`; returns its item and what it had to say.
+    ///
+    /// No later claim yields an event of it.
+    pub(crate) fn remove(&mut self, id: u32) -> Option<(Terms, P::Item, Pending)> {
+        let pending = self.withdraw(id);
+        let trigger = self.terms(id)?.trigger;
+
+        if self.state(id) == State::Ended {
+            self.table.unlink(&mut self.ended, id);
+        } else {
+            self.count_out(trigger);
+        }
+
+        let (terms, item) = self.entry(id)?.registration.take()?;
+
+        self.set_state(id, State::Free);
+        self.table.push(&mut self.free, id);
+        Some((terms, item, pending))
+    }
+
+    /// Changes what the registration `id` says and how, and whether it is enabled.
+    ///
+    /// An event that was not collected is taken back, and returned.
+    pub(crate) fn modify(
+        &mut self,
+        id: u32,
+        terms: Terms,
+        enabled: bool,
+    ) -> Result<Pending, Refused> {
+        let old = self.terms(id).ok_or(Refused::Ended)?.trigger;
+
+        if (old, terms.trigger) == (Trigger::Level, Trigger::Edge) && !self.can_reserve() {
+            return Err(Refused::NoSlot);
+        }
+
+        let pending = self.withdraw(id);
+
+        if self.state(id) == State::Ended {
+            return Err(Refused::Ended);
+        }
+        self.count_out(old);
+        self.count_in(terms.trigger);
+        if let Some(entry) = self.entry(id) {
+            entry.state = if enabled {
+                State::Idle
+            } else {
+                State::Disabled { held: 0 }
+            };
+            entry.touched = true;
+            if let Some((old, _)) = &mut entry.registration {
+                *old = terms;
+            }
+        }
+        Ok(pending)
+    }
+
+    /// Makes the registration `id` report nothing.  Its unclaimed event is taken back, and held if
+    /// it is a count.
+    ///
+    /// Returns the event.
+    pub(crate) fn disable(&mut self, id: u32, counts: bool) -> Result<Pending, Refused> {
+        let pending = self.withdraw(id);
+
+        if self.state(id) == State::Ended {
+            return Err(Refused::Ended);
+        }
+
+        let held = match pending {
+            Pending::Event(value) if counts => value,
+            Pending::Disabled(held) => held,
+            _ => 0,
+        };
+
+        self.set_state(id, State::Disabled { held });
+        Ok(pending)
+    }
+
+    /// Makes the registration `id` report again, if it does not, and returns what was held.
+    pub(crate) fn enable(&mut self, id: u32) -> Result<u32, Refused> {
+        self.settle(id);
+        match self.state(id) {
+            State::Disabled { held } => {
+                self.set_state(id, State::Idle);
+                Ok(held)
+            }
+            State::Ended => Err(Refused::Ended),
+            _ => Ok(0),
         }
     }
 
     /// Returns the item of the registration `id`.
-    pub(crate) fn item(&self, id: u32) -> Option<&T> {
-        self.entries.get(id as usize)?.item.as_ref()
+    #[inline]
+    pub(crate) fn item(&self, id: u32) -> Option<&P::Item> {
+        let (_, item) = self.table.get(id)?.registration.as_ref()?;
+
+        Some(item)
     }
 
-    /// Cancels the event of the registration `id`, which becomes idle.
-    fn cancel(&mut self, id: u32) {
-        let Some(entry) = self.entry(id) else {
+    /// Returns the item of the registration `id`, to be changed.
+    pub(crate) fn item_mut(&mut self, id: u32) -> Option<&mut P::Item> {
+        let (_, item) = self.entry(id)?.registration.as_mut()?;
+
+        Some(item)
+    }
+
+    /// Returns what the registration `id` says and how, if it has not ended.
+    pub(crate) fn registration(&mut self, id: u32) -> Option<(Terms, &P::Item, Seen)> {
+        self.settle(id);
+
+        let entry = self.table.get(id)?;
+        let (terms, item) = entry.registration.as_ref()?;
+        let seen = match entry.state {
+            State::Free | State::Reserved | State::Ended => return None,
+            State::Idle => Seen::Idle,
+            State::Posted { .. } => Seen::Posted,
+            State::Waiting { .. } => Seen::Waiting,
+            State::Ready { .. } => Seen::Ready,
+            State::Disabled { .. } => Seen::Disabled,
+        };
+
+        Some((*terms, item, seen))
+    }
+
+    /// Takes back the event of the registration `id`, which becomes idle, or stays disabled or
+    /// ended.
+    fn withdraw(&mut self, id: u32) -> Pending {
+        self.settle(id);
+        match self.state(id) {
+            State::Free | State::Reserved | State::Idle | State::Ended => Pending::Nothing,
+            State::Disabled { held } => Pending::Disabled(held),
+            State::Posted { ring, slot } => {
+                match self.ring(ring).and_then(|ring| ring.cancel(slot, id)) {
+                    Some(value) => {
+                        self.leave_shots(id);
+                        self.set_state(id, State::Idle);
+                        Pending::Event(value)
+                    }
+                    None => {
+                        // Claimed this very moment.
+                        self.collected(id);
+                        match self.state(id) {
+                            State::Disabled { held } => Pending::Disabled(held),
+                            _ => Pending::Nothing,
+                        }
+                    }
+                }
+            }
+            State::Waiting { value } => {
+                self.table.unlink(&mut self.waiting, id);
+                self.set_state(id, State::Idle);
+                self.announce();
+                Pending::Event(value)
+            }
+            State::Ready { .. } => {
+                self.table.unlink(&mut self.ready, id);
+                self.set_state(id, State::Idle);
+                self.announce();
+                // Any of it may be so.
+                Pending::Event(self.terms(id).map_or(0, |terms| terms.interest))
+            }
+        }
+    }
+
+    fn leave_shots(&mut self, id: u32) {
+        if self.is_one_shot(id) {
+            self.table.unlink(&mut self.shots, id);
+        }
+    }
+
+    /// Does what is due to the registration `id`, which is [`State::Posted`], or was when it was
+    /// found, now that its event was claimed.
+    fn collected(&mut self, id: u32) {
+        let Some(&Terms { after, trigger, .. }) = self.terms(id) else {
             return;
         };
 
-        match entry.state {
-            State::Free { .. } => return,
-            State::Idle => {}
-            State::Posted { slot } => self.ring.cancel(slot, id),
-            State::Waiting { .. } => self.unlink(id),
-        }
-        if let Some(entry) = self.entry(id) {
-            entry.state = State::Idle;
+        match after {
+            After::Stay => self.set_state(id, State::Idle),
+            After::Disable => self.set_state(id, State::Disabled { held: 0 }),
+            After::End => {
+                match trigger {
+                    Trigger::Edge => self.table.unlink(&mut self.shots, id),
+                    Trigger::Level => {}
+                }
+                self.set_state(id, State::Ended);
+                self.table.push(&mut self.ended, id);
+                self.count_out(trigger);
+            }
         }
     }
 
-    /// Reports `bits` for the registration `id`.
+    /// Finds out whether the event of the registration `id` was claimed.
+    pub(crate) fn settle(&mut self, id: u32) {
+        if let State::Posted { ring, slot } = self.state(id) {
+            if !self.ring(ring).is_some_and(|ring| ring.holds(slot, id)) {
+                self.collected(id);
+            }
+        }
+    }
+
+    /// Finds out which one-shot events were claimed, looking at no more than `limit`.
+    pub(crate) fn settle_shots(&mut self, limit: u32) {
+        for _ in 0..limit {
+            let Some(id) = self.shots.first() else {
+                return;
+            };
+
+            // If it is still there, it is looked at last next time.
+            self.table.unlink(&mut self.shots, id);
+            self.table.push(&mut self.shots, id);
+            self.settle(id);
+        }
+    }
+
+    /// Returns how many one-shot registrations have an event that may be unclaimed.
+    pub(crate) fn shots(&self) -> u32 {
+        self.shots.len()
+    }
+
+    /// Returns a registration that has ended and is to be removed.
+    pub(crate) fn ended(&self) -> Option<(u32, &Terms, &P::Item)> {
+        let id = self.ended.first()?;
+        let (terms, item) = self.table.get(id)?.registration.as_ref()?;
+
+        Some((id, terms, item))
+    }
+
+    //
+    // Posting
+    //
+
+    /// Reports `update` for the registration `id`.
     ///
-    /// Bits that are neither of its interest nor in `always` are ignored.
-    pub(crate) fn post(&mut self, id: u32, bits: u32, always: u32) -> Post {
-        let Some(entry) = self.entry(id) else {
+    /// Bits that are not of its interest are ignored.
+    #[inline]
+    pub(crate) fn post(&mut self, id: u32, update: Update) -> Post {
+        let Some(entry) = self.table.get_mut(id) else {
             return Post::Nothing;
         };
-        let bits = bits & (entry.interest | always);
-
-        if bits == 0 {
+        let Some((terms, _)) = &entry.registration else {
             return Post::Nothing;
-        }
-        entry.touched = true;
-        match &mut entry.state {
-            State::Free { .. } => return Post::Nothing,
-            State::Idle => {}
-            State::Waiting { value, .. } => {
-                *value |= bits;
-                return Post::Nothing;
-            }
-            State::Posted { slot } => {
-                let slot = *slot;
+        };
+        let update = match update {
+            Update::Bits(bits) => match bits & terms.interest {
+                0 => return Post::Nothing,
+                bits => Update::Bits(bits),
+            },
+            other => other,
+        };
 
-                if self.ring.merge(slot, id, bits) == Merge::Merged {
-                    return Post::Nothing;
+        entry.touched = true;
+        if let State::Posted { ring, slot } = entry.state {
+            match self.ring(ring).map(|ring| ring.merge(slot, id, update)) {
+                Some(Merge::Merged) => return Post::Merged,
+                _ => self.collected(id),
+            }
+        }
+        self.post_unposted(id, update)
+    }
+
+    /// Reports `update` for the registration `id`, which has no event in the ring.
+    fn post_unposted(&mut self, id: u32, update: Update) -> Post {
+        let Some(entry) = self.table.get_mut(id) else {
+            return Post::Nothing;
+        };
+
+        match &mut entry.state {
+            State::Free | State::Reserved | State::Ended | State::Posted { .. } => Post::Nothing,
+            State::Disabled { held } => {
+                // What is so is found out when it is enabled; what is counted is not.
+                if !matches!(update, Update::Bits(_)) {
+                    *held = update.apply(*held);
+                }
+                Post::Nothing
+            }
+            State::Waiting { value } => {
+                *value = update.apply(*value);
+                Post::Merged
+            }
+            State::Ready { .. } => Post::Merged,
+            State::Idle => match entry.terms().map(|terms| terms.trigger) {
+                None => Post::Nothing,
+                Some(Trigger::Edge) => {
+                    self.flush(FLUSH_PER_POST);
+                    if self.waiting.is_empty() && self.publish(id, update.apply(0)) {
+                        return Post::New;
+                    }
+                    self.wait(id, update.apply(0));
+                    Post::Waits
+                }
+                Some(Trigger::Level) => {
+                    self.make_ready(id);
+                    Post::New
+                }
+            },
+        }
+    }
+
+    /// Changes the event of the registration `id` to `update`, if there is one.
+    pub(crate) fn amend(&mut self, id: u32, update: Update) {
+        match self.state(id) {
+            State::Posted { ring, slot } => {
+                if let Some(ring) = self.ring(ring) {
+                    ring.merge(slot, id, update);
                 }
             }
+            State::Waiting { value } => self.set_state(
+                id,
+                State::Waiting {
+                    value: update.apply(value),
+                },
+            ),
+            State::Disabled { held } if held != 0 => self.set_state(
+                id,
+                State::Disabled {
+                    held: update.apply(held),
+                },
+            ),
+            _ => {}
         }
-
-        self.flush(FLUSH_PER_POST);
-        if self.first != NONE || !self.publish(id, bits) {
-            self.link(id, bits);
-        }
-        Post::New
     }
 
     /// Posts an event to the ring if there is room.
     fn publish(&mut self, id: u32, value: u32) -> bool {
-        let Some(entry) = self.entries.get_mut(id as usize) else {
+        let index = self.current;
+        let Some(ring) = self.rings.get_mut(usize::from(index)) else {
+            return false;
+        };
+        let (Some(ring), Some(entry)) = (ring.as_mut(), self.table.get_mut(id)) else {
+            return false;
+        };
+        let Some((terms, _)) = &entry.registration else {
             return false;
         };
 
-        match self.ring.publish(id, value, &entry.payload) {
+        match ring.publish(id, value, &terms.payload) {
             Some(slot) => {
-                entry.state = State::Posted { slot };
+                entry.state = State::Posted { ring: index, slot };
+                if terms.after == After::End {
+                    self.table.push(&mut self.shots, id);
+                }
                 true
             }
             None => false,
@@ -321,145 +938,233 @@ where
     /// Returns whether there may be more to post.
     pub(crate) fn flush(&mut self, limit: u32) -> bool {
         for _ in 0..limit {
-            let id = self.first;
-            let Some(entry) = self.entry(id) else {
+            let Some(id) = self.waiting.first() else {
                 return false;
             };
-            let State::Waiting { value, prev, next } = entry.state else {
+            let State::Waiting { value } = self.state(id) else {
                 return false;
             };
 
+            // A list that it may be put in comes after.
+            self.table.unlink(&mut self.waiting, id);
             if !self.publish(id, value) {
+                self.table.push_front(&mut self.waiting, id);
                 return false;
             }
-            self.unlink_between(prev, next);
-        }
-        self.first != NONE
-    }
-
-    /// Makes the registration `id` wait for room in the ring, after all others that do.
-    fn link(&mut self, id: u32, value: u32) {
-        let prev = self.last;
-
-        if let Some(entry) = self.entry(id) {
-            entry.state = State::Waiting {
-                value,
-                prev,
-                next: NONE,
-            };
-        }
-        match self.entry(prev) {
-            Some(Entry {
-                state: State::Waiting { next, .. },
-                ..
-            }) => *next = id,
-            _ => {
-                self.first = id;
-                self.ring.mem().set_overflow(true);
+            if self.waiting.is_empty() {
+                self.announce();
             }
         }
-        self.last = id;
+        !self.waiting.is_empty()
     }
 
-    /// Takes the registration `id` from those that wait.
-    fn unlink(&mut self, id: u32) {
-        if let Some(entry) = self.entry(id) {
-            if let State::Waiting { prev, next, .. } = entry.state {
-                entry.state = State::Idle;
-                self.unlink_between(prev, next);
-            }
-        }
-    }
-
-    /// Joins the neighbours of a registration that waits no more.
-    fn unlink_between(&mut self, before: u32, after: u32) {
-        match self.entry(before) {
-            Some(Entry {
-                state: State::Waiting { next, .. },
-                ..
-            }) => *next = after,
-            _ => self.first = after,
-        }
-        match self.entry(after) {
-            Some(Entry {
-                state: State::Waiting { prev, .. },
-                ..
-            }) => *prev = before,
-            _ => self.last = before,
-        }
-        if self.first == NONE {
-            self.ring.mem().set_overflow(false);
+    /// Makes the event `value` of the registration `id` wait for room in the ring, after all others
+    /// that do.
+    fn wait(&mut self, id: u32, value: u32) {
+        self.set_state(id, State::Waiting { value });
+        self.table.push(&mut self.waiting, id);
+        if self.waiting.len() == 1 {
+            self.announce();
         }
     }
 
-    /// Finds the oldest event at or after position `*pos` of the ring, looking at no more than
-    /// `limit` slots, and leaves in `*pos` where to go on.
+    /// Puts the level-triggered registration `id` behind all others that may be ready.
+    fn make_ready(&mut self, id: u32) {
+        let ticket = self.ticket;
+
+        self.ticket = ticket.wrapping_add(1);
+        self.set_state(id, State::Ready { ticket });
+        self.table.push(&mut self.ready, id);
+        if self.ready.len() == 1 {
+            self.announce();
+        }
+    }
+
+    //
+    // Collecting
+    //
+
+    /// Begins to look for events.
+    pub(crate) fn scan(&self) -> Scan {
+        Scan {
+            ring: self.oldest,
+            pos: 0,
+            ticket: self.ticket,
+        }
+    }
+
+    /// Finds an event, looking at no more than `limit` slots, and leaves in `scan` where to go on.
     ///
-    /// Zero is a position before all others.  The event is not claimed; see [`Events::claim`].
-    pub(crate) fn find(&mut self, pos: &mut u64, limit: u32) -> Option<(Event, &T)> {
-        let found = self.ring.find(pos, limit)?;
-        let entry = self.entries.get_mut(found.id as usize)?;
+    /// While there are events of both kinds, they take turns.  The event is not claimed; see
+    /// [`Events::claim`].
+    pub(crate) fn find(&mut self, scan: &mut Scan, limit: u32) -> Find<'_, P::Item> {
+        let level = self.ready.first().filter(
+            |&id| matches!(self.state(id), State::Ready { ticket } if ticket < scan.ticket),
+        );
+
+        match level {
+            Some(id) if self.turn == Trigger::Level => self.find_level(id),
+            _ => match self.find_posted(scan, limit) {
+                Some((ring, found)) => {
+                    let id = found.id;
+
+                    self.found(id, Origin::Ring { ring, found }, value_of(found.word))
+                }
+                None if !self.at_end(scan) => Find::More,
+                None => match level {
+                    Some(id) => self.find_level(id),
+                    None => Find::End,
+                },
+            },
+        }
+    }
+
+    fn found(&mut self, id: u32, origin: Origin, value: u32) -> Find<'_, P::Item> {
+        let Some(entry) = self.table.get_mut(id) else {
+            return Find::More;
+        };
+        let Some((terms, item)) = &entry.registration else {
+            return Find::More;
+        };
 
         entry.touched = false;
-        Some((
+        Find::Event(
             Event {
-                found,
-                payload: entry.payload,
-                value: value_of(found.word),
-                interest: entry.interest,
+                origin,
+                terms: *terms,
+                value,
             },
-            entry.item.as_ref()?,
-        ))
+            item,
+        )
     }
 
-    /// Returns whether [`Events::find`] has looked at everything in the ring.
-    pub(crate) fn at_end(&self, pos: u64) -> bool {
-        pos >= self.ring.tail()
+    /// Finds the level-triggered registration `id` ready, and puts it behind all others.
+    fn find_level(&mut self, id: u32) -> Find<'_, P::Item> {
+        let ticket = self.ticket;
+
+        self.ticket = ticket.wrapping_add(1);
+        self.table.unlink(&mut self.ready, id);
+        self.table.push(&mut self.ready, id);
+        self.set_state(id, State::Ready { ticket });
+        self.found(id, Origin::Level { id, ticket }, 0)
     }
 
-    /// Claims an event that was found.
+    /// Finds the oldest unclaimed event in the rings that `scan` has not come to.
+    fn find_posted(&mut self, scan: &mut Scan, limit: u32) -> Option<(u8, Found)> {
+        let last = self.current;
+
+        loop {
+            let index = scan.ring;
+
+            if let Some(ring) = self.ring(index) {
+                if let Some(found) = ring.find(&mut scan.pos, limit) {
+                    return Some((index, found));
+                }
+                if scan.pos < ring.tail() {
+                    return None;
+                }
+            }
+            if index >= last {
+                return None;
+            }
+            scan.ring = index.wrapping_add(1);
+            scan.pos = 0;
+        }
+    }
+
+    /// Returns whether `scan` has come to the end of the rings.
+    fn at_end(&mut self, scan: &Scan) -> bool {
+        scan.ring >= self.current
+            && self
+                .ring(scan.ring)
+                .is_none_or(|ring| scan.pos >= ring.tail())
+    }
+
+    /// Claims an event that was found.  If it is `so`, it counts as delivered, else it is forgotten.
     ///
     /// Returns false if it was claimed by somebody else, or if it changed.  If `untouched`, it also
     /// fails if anything was posted since the event was found, even what the event says already:
     /// what the caller knows of the source may be out of date.
-    pub(crate) fn claim(&mut self, event: &Event, untouched: bool) -> bool {
-        let id = event.found.id;
+    pub(crate) fn claim(&mut self, event: &Event, so: bool, untouched: bool) -> bool {
+        match event.origin {
+            Origin::Ring { ring, found } => self.claim_posted(ring, &found, so, untouched),
+            Origin::Level { id, ticket } => self.claim_level(id, ticket, so),
+        }
+    }
 
-        match self.entry(id) {
-            Some(entry) if !(untouched && entry.touched) => {}
+    fn claim_posted(&mut self, index: u8, found: &Found, so: bool, untouched: bool) -> bool {
+        let id = found.id;
+
+        match self.table.get(id) {
+            Some(entry)
+                if entry.state
+                    == State::Posted {
+                        ring: index,
+                        slot: found.slot,
+                    }
+                    && !(untouched && entry.touched) => {}
             _ => return false,
         }
-        if !self.ring.claim(&event.found) {
+        if !self.ring(index).is_some_and(|ring| ring.claim(found)) {
             return false;
         }
-        if let Some(entry) = self.entry(id) {
-            entry.state = State::Idle;
+        if so {
+            self.turn = Trigger::Level;
+            self.collected(id);
+        } else {
+            self.leave_shots(id);
+            self.set_state(id, State::Idle);
+        }
+        true
+    }
+
+    fn claim_level(&mut self, id: u32, ticket: u64, so: bool) -> bool {
+        let Some(entry) = self.table.get(id) else {
+            return false;
+        };
+        let touched = entry.touched;
+        let stays = entry
+            .terms()
+            .is_some_and(|terms| terms.after == After::Stay);
+
+        // If it has another ticket, somebody else has found it later, and reports it.
+        if entry.state != (State::Ready { ticket }) || !so && touched {
+            return false;
+        }
+        if so {
+            self.turn = Trigger::Edge;
+            if stays {
+                return true;
+            }
+        }
+        self.table.unlink(&mut self.ready, id);
+        if so {
+            self.collected(id);
+        } else {
+            self.set_state(id, State::Idle);
+        }
+        if self.ready.is_empty() {
+            self.announce();
         }
         true
     }
 
     /// Counts the events to collect, no further than `limit`.
     pub(crate) fn count(&mut self, limit: u32) -> u32 {
-        let slots = self.ring.slots();
-        let mut pos = 0;
-        let mut count = 0;
-
         self.flush(limit);
-        while count < limit && self.ring.find(&mut pos, slots).is_some() {
-            count += 1;
-        }
 
-        // What waits behind a full ring counts as well.
-        let mut id = self.first;
+        let mut scan = self.scan();
+        let mut count = self
+            .waiting
+            .len()
+            .saturating_add(self.ready.len())
+            .min(limit);
+
         while count < limit {
-            match self.entry(id) {
-                Some(Entry {
-                    state: State::Waiting { next, .. },
-                    ..
-                }) => id = *next,
-                _ => break,
+            match self.find_posted(&mut scan, u32::MAX) {
+                Some(_) => count = count.wrapping_add(1),
+                None => break,
             }
-            count += 1;
         }
         count
     }

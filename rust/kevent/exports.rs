@@ -4,9 +4,11 @@
 
 use crate::{
     abi::kevent_params,
+    collect::Wait,
     fd,
     files::TableId,
     queue::Queue,
+    timer,
     watched, //
 };
 use kernel::{
@@ -40,7 +42,17 @@ fn to_int(result: Result<u32>) -> c_int {
 /// None.
 #[export]
 pub(crate) unsafe extern "C" fn kevent_rs_setup() -> c_int {
-    to_int(watched::setup().map(|()| 0))
+    to_int(watched::setup().and_then(|()| timer::setup()).map(|()| 0))
+}
+
+/// Called when the realtime clock was set, or the system resumed.
+///
+/// # Safety
+///
+/// None.
+#[export]
+pub(crate) unsafe extern "C" fn kevent_rs_clock_was_set() {
+    timer::clock_was_set();
 }
 
 /// Makes a queue's file, or an error pointer.
@@ -61,58 +73,103 @@ pub(crate) unsafe extern "C" fn kevent_rs_create(
     }
 }
 
-/// The body of `kevent_ctl()`.
+/// Applies changes, for `kevent_ctl()` and `kevent_getevents()`.
+///
+/// Returns how many were applied, if any were or if there was no error, and the error in `error`.
 ///
 /// # Safety
 ///
-/// `kfile` must be a valid file.
+/// `kfile` must be a valid file, `error` point to a number.
 #[export]
 pub(crate) unsafe extern "C" fn kevent_rs_ctl(
     kfile: *mut bindings::file,
     changes: *mut bindings::ukevent,
     nr: c_uint,
     flags: c_uint,
+    error: *mut c_int,
 ) -> c_int {
     // SAFETY: The file is valid, and its position is not used.
     let kfile = unsafe { File::from_raw_file(kfile) };
+    let (applied, result) = match Queue::of(kfile) {
+        Some(queue) => queue.change_all(UserPtr::from_ptr(changes.cast()), nr, flags),
+        None => (0, Err(EINVAL)),
+    };
 
-    to_int(
-        Queue::of(kfile)
-            .ok_or(EINVAL)
-            .and_then(|queue| queue.ctl(UserPtr::from_ptr(changes.cast()), nr, flags)),
-    )
+    // SAFETY: By the requirements.
+    unsafe { error.write(to_int(result.map(|()| 0))) };
+    to_int(if applied > 0 {
+        Ok(applied)
+    } else {
+        result.map(|()| 0)
+    })
 }
 
-/// The body of `kevent_getevents()`.
+/// Turns a time limit into a deadline.
+fn deadline_of(limit: &bindings::kevent_limit) -> Deadline {
+    match limit.expires {
+        _ if limit.none => Deadline::Never,
+        // A time that is over on any clock.
+        ..=0 => Deadline::Now,
+        expires => Deadline::At {
+            expires,
+            slack: limit.slack,
+            clock: limit.clock,
+        },
+    }
+}
+
+impl From<&bindings::kevent_getargs> for Wait {
+    fn from(args: &bindings::kevent_getargs) -> Self {
+        Self {
+            events: (!args.events.is_null()).then(|| UserPtr::from_ptr(args.events.cast())),
+            min: args.min_events,
+            max: args.max_events,
+            deadline: deadline_of(&args.timeout),
+            patience: (!args.min_wait.none).then(|| deadline_of(&args.min_wait)),
+        }
+    }
+}
+
+/// Returns an error unless `kfile` is a queue and `args` are valid.
 ///
 /// # Safety
 ///
-/// `kfile` must be a valid file, `expires` null or a time of `CLOCK_MONOTONIC`, of which zero is
-/// over.
+/// `kfile` must be a valid file, `args` initialised.
 #[export]
-pub(crate) unsafe extern "C" fn kevent_rs_getevents(
+pub(crate) unsafe extern "C" fn kevent_rs_check(
     kfile: *mut bindings::file,
-    events: *mut bindings::ukevent,
-    min_events: c_uint,
-    max_events: c_uint,
-    expires: *const bindings::ktime_t,
-    slack: u64,
+    args: *const bindings::kevent_getargs,
 ) -> c_int {
     // SAFETY: The file is valid, and its position is not used.
     let kfile = unsafe { File::from_raw_file(kfile) };
     // SAFETY: By the requirements.
-    let deadline = match unsafe { expires.as_ref() } {
-        None => Deadline::Never,
-        Some(0) => Deadline::Now,
-        Some(&expires) => Deadline::At { expires, slack },
-    };
+    let wait = Wait::from(unsafe { &*args });
 
-    let events = (!events.is_null()).then(|| UserPtr::from_ptr(events.cast()));
+    match Queue::of(kfile) {
+        Some(_) => to_int(wait.check().map(|()| 0)),
+        None => EINVAL.to_errno(),
+    }
+}
+
+/// The waiting and collecting of `kevent_getevents()`.
+///
+/// # Safety
+///
+/// `kfile` must be a valid file, `args` initialised, and found valid by [`kevent_rs_check`].
+#[export]
+pub(crate) unsafe extern "C" fn kevent_rs_getevents(
+    kfile: *mut bindings::file,
+    args: *const bindings::kevent_getargs,
+) -> c_int {
+    // SAFETY: The file is valid, and its position is not used.
+    let kfile = unsafe { File::from_raw_file(kfile) };
+    // SAFETY: By the requirements.
+    let wait = Wait::from(unsafe { &*args });
 
     to_int(
         Queue::of(kfile)
             .ok_or(EINVAL)
-            .and_then(|queue| queue.get_events(events, min_events, max_events, deadline)),
+            .and_then(|queue| queue.get_events(&wait)),
     )
 }
 

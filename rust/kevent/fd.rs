@@ -16,33 +16,59 @@
 //!
 //! A watch is put in the table of [`crate::watched`] after it was armed, so whoever finds it there
 //! may disarm it.
+//!
+//! While a registration is moved to another queue it is in neither.  The closing of its descriptor
+//! then finds nothing to take; it leaves word in `closed`, which whoever moves it looks at when the
+//! registration has its new place:
+//!
+//! ```text
+//! close                                 mover
+//!
+//! (L) store `closed`, full barrier          put it in the new queue
+//!     look for it at its place          (M) store its place, full barrier
+//!                                           look at `closed`
+//! ```
+//!
+//! Store buffering: one of the two ends it.  Without either of the barriers both could miss the
+//! other, and the registration would outlive its descriptor, and its file.
 
 use crate::{
     abi::{
-        Ukevent, //
-        FD_HINT,
+        Field,
+        Op,
+        Ukevent,
+        FD_HINT, //
+    },
+    change::Named,
+    events::{
+        Payload,
+        Terms,
+        Update, //
     },
     files,
     files::TableId,
-    queue::{
-        Key,
-        Queue, //
+    home::{
+        Home,
+        Place, //
     },
-    ring::Payload,
+    queue::Queue,
+    source::{
+        Key,
+        Source, //
+    },
     watched, //
 };
 use kernel::{
     fs::{
         File,
-        LocalFile,
         UncountedFile, //
     },
     prelude::*,
-    rbtree::RBTreeNodeReservation,
     sync::{
         aref::ARef,
         atomic::{
             Atomic,
+            Full,
             Relaxed, //
         },
         poll_watch::{
@@ -50,7 +76,8 @@ use kernel::{
             mask,
             poll,
             PollHandler,
-            PollWatch, //
+            PollWatch,
+            Sharing, //
         },
         Arc,
         ArcBorrow, //
@@ -59,32 +86,47 @@ use kernel::{
 };
 
 /// What is reported whether asked for or not.
-pub(crate) const ALWAYS: u32 = mask::ERR | mask::HUP;
+const ALWAYS: u32 = mask::ERR | mask::HUP;
+
+/// The mode flags of registrations of files.
+const FLAGS: u32 = uapi::KEVENT_EDGE
+    | uapi::KEVENT_LEVEL
+    | uapi::KEVENT_ONESHOT
+    | uapi::KEVENT_DISPATCH
+    | uapi::KEVENT_DISABLED
+    | uapi::KEVENT_EXCLUSIVE
+    | uapi::KEVENT_ROUND_ROBIN
+    | uapi::KEVENT_ALWAYS_READY;
+
+/// What an exclusive registration can ask for.
+const EXCLUSIVE_BITS: u32 = mask::IN | mask::OUT | mask::ERR | mask::HUP;
 
 /// The watch on the file of a registration.
 pub(crate) type Watch = PollWatch<FdSource>;
 
 /// A registration of a file.
 pub(crate) struct FdSource {
-    queue: Arc<Queue>,
-    /// The registration's id in the queue; set before the watch is armed.
-    id: Atomic<u32>,
-    file: UncountedFile,
+    home: Home,
     fd: u32,
+    tag: u32,
+    file: UncountedFile,
+    sharing: Sharing,
     table: TableId,
+    /// Whether the descriptor was closed, or the file is being released.
+    closed: Atomic<bool>,
 }
 
 impl PollHandler for FdSource {
     #[inline]
-    fn woken(&self, events: u32) {
+    fn woken(&self, events: u32) -> bool {
         let bits = match events {
             // It does not say what happened: anything can have.  Errors are not made up.
             0 => !ALWAYS,
             events => events & mask::ALL,
         };
 
-        self.queue
-            .post(self.id.load(Relaxed), bits, events & mask::URING_WAKE);
+        self.home
+            .post(Update::Bits(bits), events & mask::URING_WAKE)
     }
 }
 
@@ -94,9 +136,10 @@ impl FdSource {
         self.file
     }
 
-    /// Sets the registration's id.
-    pub(crate) fn set_id(&self, id: u32) {
-        self.id.store(id, Relaxed);
+    /// Returns where the registration is.
+    #[inline]
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
     }
 
     /// Takes a reference to the file, unless it is being released.
@@ -110,36 +153,62 @@ impl FdSource {
     }
 
     fn key(&self) -> Key {
-        Key::new(uapi::KEVENT_SOURCE_FD, self.fd.into(), self.file)
+        let payload = Payload {
+            user_data: 0,
+            ident: self.fd.into(),
+            // CAST: It is a small number.
+            source: uapi::KEVENT_SOURCE_FD as u16,
+            tag: self.tag,
+        };
+
+        Key::new(&payload, Some(self.file))
     }
 }
 
-/// Returns the file of the descriptor that a change is about.
-fn file_of(change: &Ukevent) -> Result<(u32, ARef<File>)> {
-    let fd = u32::try_from(change.0.ident).map_err(|_| EBADF)?;
-    let file = LocalFile::fget(fd)?;
+/// Returns an error unless the fields of a change by `op` are valid.
+pub(crate) fn check(change: &Ukevent, op: Op) -> Result {
+    const EXCLUSIVE: u32 = uapi::KEVENT_EXCLUSIVE;
+    const TURNS: u32 = uapi::KEVENT_ROUND_ROBIN;
+    const BOTH: u32 = EXCLUSIVE | TURNS;
 
-    // SAFETY: The system calls of kevent do not call `fdget_pos()`.
-    Ok((fd, unsafe { LocalFile::assume_no_fdget_pos(file) }))
-}
-
-/// Returns the mask of what a change asks to report.
-fn interest_of(change: &Ukevent) -> Result<u32> {
-    if change.0.flags != uapi::KEVENT_EDGE || change.0.events & !mask::ALL != 0 {
+    change.only(&[Field::Flags, Field::Events, Field::UserData])?;
+    change.mode(FLAGS)?;
+    if change.0.events & !mask::ALL != 0 {
         return Err(EINVAL);
     }
-    Ok(change.0.events | ALWAYS)
+    match change.0.flags & BOTH {
+        0 => Ok(()),
+        EXCLUSIVE | BOTH if op == Op::Add && change.0.events & !EXCLUSIVE_BITS == 0 => Ok(()),
+        _ => Err(EINVAL),
+    }
+}
+
+/// Returns what the registration that a change asks for says and how, and whether it is enabled.
+fn terms_of(change: &Ukevent) -> Result<(Terms, bool)> {
+    let mode = change.mode(FLAGS)?;
+
+    Ok((
+        change.terms(mode, change.0.events | ALWAYS | FD_HINT),
+        mode.enabled,
+    ))
 }
 
 /// Returns what `events` of the registration of `file` are so now.
 ///
 /// A hint is made precise if it can be.  May sleep.
 pub(crate) fn look_again(file: &File, events: u32, interest: u32) -> u32 {
-    match poll(file, interest) & interest {
+    match poll(file, interest & mask::ALL) & interest {
         // Signalfds look at the signals of whoever polls, who need not be the one who registered.
         0 if events & FD_HINT != 0 => events,
         ready => ready,
     }
+}
+
+/// Reports what `file` is ready for.  May sleep.
+pub(crate) fn look(watch: &Watch, file: &File, interest: u32) {
+    let ready = poll(file, interest & mask::ALL) & mask::ALL;
+
+    watch.handler().home.post(Update::Bits(ready), 0);
 }
 
 /// Registers the descriptor that `change` names.
@@ -148,45 +217,54 @@ pub(crate) fn look_again(file: &File, events: u32, interest: u32) -> u32 {
 ///
 /// # Errors
 ///
-/// `EBADF`: not an open descriptor.  `ELOOP`: an event queue.  `EPERM`: a file that cannot be
-/// polled.  `EEXIST`: already registered.  `ENOSPC`: no slot left to reserve.  `EINVAL`, `ENOMEM`.
-pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
-    let interest = interest_of(change)?;
-    let (fd, file) = file_of(change)?;
+/// `ELOOP`: an event queue.  `EPERM`: a file that cannot be polled.  `EBADF`: the descriptor was
+/// closed.  Those of [`Queue::insert`].
+pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
+    let (terms, enabled) = terms_of(change)?;
+    let fd = u32::try_from(change.0.ident).map_err(|_| EBADF)?;
+    let file = named.file.as_deref().ok_or(EBADF)?;
 
-    if Queue::of(&file).is_some() || files::is_aggregator(&file) {
+    if Queue::of(file).is_some() || files::is_aggregator(file) {
         return Err(ELOOP);
     }
-    if !can_poll(&file) {
+    if !can_poll(file) && terms.flags & uapi::KEVENT_ALWAYS_READY == 0 {
         return Err(EPERM);
     }
 
-    let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
+    let sharing = if terms.flags & uapi::KEVENT_EXCLUSIVE == 0 {
+        Sharing::All
+    } else if terms.flags & uapi::KEVENT_ROUND_ROBIN == 0 {
+        Sharing::First
+    } else {
+        Sharing::Turns
+    };
     let room = watched::Reservation::new()?;
+    let place = Place::new(queue.into())?;
     let watch = Arc::pin_init(
-        PollWatch::new(FdSource {
-            queue: queue.into(),
-            id: Atomic::new(u32::MAX),
-            file: UncountedFile::new(&file),
-            fd,
-            table: TableId::current(),
-        }),
+        PollWatch::new(
+            FdSource {
+                home: Home::new(),
+                fd,
+                tag: change.0.tag,
+                file: UncountedFile::new(file),
+                sharing,
+                table: TableId::current(),
+                closed: Atomic::new(false),
+            },
+            sharing,
+        ),
         GFP_KERNEL_ACCOUNT,
     )?;
-    let key = watch.handler().key();
-    let payload = Payload {
-        user_data: change.0.user_data,
-        ident: fd.into(),
-        source: change.0.source,
-    };
-    let id = queue.insert(key, payload, interest, watch.clone(), node)?;
+
+    queue.insert(terms, Source::Fd(watch.clone()), enabled, Some(place))?;
 
     // SAFETY: It is a new watch.  It is disarmed by whoever takes it from the queue's table; see
-    // the top of this file.  Until it is in the table of watches that can only be this function.
-    let ready = match unsafe { PollWatch::arm(&watch, &file, interest) } {
+    // the top of this file.  Until it is in the table of watches that can only be this function, as
+    // the mutex is held.
+    let ready = match unsafe { PollWatch::arm(&watch, file, terms.interest & mask::ALL) } {
         Ok(ready) => ready,
         Err(error) => {
-            queue.take(key);
+            queue.take_home(&named.key, &watch.handler().home);
             // SAFETY: The file is referenced, and nobody else has found the watch.
             unsafe { PollWatch::disarm(watch) };
             return Err(error);
@@ -194,16 +272,19 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
     };
 
     room.insert(watch.clone());
-    files::mark_watched(&file);
+    files::mark_watched(file);
 
     // The descriptor can have been closed before the file was marked.
     //
     // SAFETY: It is the table of the current task.
-    if !unsafe { watch.handler().table.refers_to(fd, &file) } {
+    if !unsafe { watch.handler().table.refers_to(fd, file) } {
         end(&watch);
         return Err(EBADF);
     }
-    queue.post(id, ready & mask::ALL, 0);
+    watch
+        .handler()
+        .home
+        .post(Update::Bits(ready & mask::ALL), 0);
     Ok(())
 }
 
@@ -213,35 +294,20 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
 ///
 /// # Errors
 ///
-/// `EBADF`: not an open descriptor.  `ENOENT`: not registered.  `EINVAL`.
-pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
-    let interest = interest_of(change)?;
-    let (fd, file) = file_of(change)?;
-    let key = Key::new(uapi::KEVENT_SOURCE_FD, fd.into(), UncountedFile::new(&file));
-    let id = queue.modify(key, interest, change.0.user_data)?;
+/// `ENOENT`: not registered.  `ENOSPC`: no slot left to reserve.  `EINVAL`: it is exclusive.
+pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
+    let (terms, enabled) = terms_of(change)?;
+    let file = named.file.as_deref().ok_or(EBADF)?;
+    let (source, _) = queue.modify(&named.key, terms, enabled, |source| match source {
+        Source::Fd(watch) if watch.handler().sharing == Sharing::All => Ok(()),
+        _ => Err(EINVAL),
+    })?;
 
     // What happened before is found here; what happens from now on finds the new interest, which
     // was set under the lock that the callback takes.
-    queue.post(id, poll(&file, interest) & mask::ALL, 0);
-    Ok(())
-}
-
-/// Ends the registration of the descriptor that `change` names.
-///
-/// # Errors
-///
-/// `EBADF`: not an open descriptor.  `ENOENT`: not registered.  `EINVAL`.
-pub(crate) fn delete(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
-    if change.0.flags != 0 || change.0.events != 0 || change.0.user_data != 0 {
-        return Err(EINVAL);
+    if let Source::Fd(watch) = source {
+        look(&watch, file, terms.interest);
     }
-
-    let (fd, file) = file_of(change)?;
-    let key = Key::new(uapi::KEVENT_SOURCE_FD, fd.into(), UncountedFile::new(&file));
-    let watch = queue.take(key).ok_or(ENOENT)?;
-
-    // The file is referenced.
-    finish(watch);
     Ok(())
 }
 
@@ -250,16 +316,41 @@ pub(crate) fn delete(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
 /// The file must be valid: referenced by the caller, or in its release.
 pub(crate) fn end(watch: &Arc<Watch>) {
     let source = watch.handler();
+    let key = source.key();
 
-    if source.queue.take_watch(source.key(), watch) {
-        finish(watch.clone());
+    // (L)
+    source.closed.xchg(true, Full);
+    while let Some(queue) = source.home.queue() {
+        if queue.take_home(&key, &source.home).is_some() {
+            return finish(watch.clone());
+        }
+        // Unless it was moved, somebody else has ended it, or whoever moves it will.
+        if source.home.is_in(&queue) {
+            return;
+        }
     }
+}
+
+/// Ends the registration of `watch`, which was just moved, if its descriptor was closed meanwhile.
+///
+/// The file must be referenced by the caller.
+///
+/// # Errors
+///
+/// `EBADF`: it was closed.
+pub(crate) fn end_if_closed(watch: &Arc<Watch>) -> Result {
+    // (M) was the full barrier of `Home::settle`.
+    if watch.handler().closed.load(Relaxed) {
+        end(watch);
+        return Err(EBADF);
+    }
+    Ok(())
 }
 
 /// Disarms the watch of a registration that the caller took from its queue.
 ///
 /// The file must be valid: referenced by the caller, or in its release.
-fn finish(watch: Arc<Watch>) {
+pub(crate) fn finish(watch: Arc<Watch>) {
     watched::remove(&watch);
     // SAFETY: The watch was armed before it could be found.  The caller alone took it from the
     // queue.

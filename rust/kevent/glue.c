@@ -1,15 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What kevent needs to know of files and descriptor tables and only C can tell.
+ * What kevent needs to know of files, descriptor tables, users, nodes and clocks
+ * and only C can tell; and its tracepoints and sysctls.
  */
 
-#include <linux/fs.h>
+#include <linux/cred.h>
 #include <linux/fdtable.h>
 #include <linux/file.h>
-#include <linux/uaccess.h>
-#include <linux/eventpoll.h>
+#include <linux/fs.h>
 #include <linux/io_uring.h>
 #include <linux/kevent.h>
+#include <linux/mm.h>
+#include <linux/nodemask.h>
+#include <linux/sched/user.h>
+#include <linux/sysctl.h>
+#include <linux/timekeeping.h>
+#include <linux/uaccess.h>
+#include <linux/workqueue.h>
+#include <linux/eventpoll.h>
+
+#define CREATE_TRACE_POINTS
+#define CREATE_RUST_TRACE_POINTS
+#include <trace/events/kevent.h>
 
 /*
  * Tells whether @file is an event queue itself.  Such files are not watched: a
@@ -66,4 +78,87 @@ bool kevent_fd_refers_to(struct files_struct *files, unsigned int fd,
 	same = files_lookup_fd_locked(files, fd) == file;
 	spin_unlock(&files->file_lock);
 	return same;
+}
+
+/*
+ * How many registrations a user may have: as epoll has it, so many that they
+ * take a twenty-fifth of low memory.
+ */
+#define KEVENT_REGISTRATION_COST	512
+
+static long max_user_registrations __read_mostly;
+static long zero;
+static long long_max = LONG_MAX;
+
+struct user_struct *kevent_get_user(void)
+{
+	return get_uid(current_user());
+}
+
+bool kevent_charge_user(struct user_struct *user)
+{
+	if (atomic_long_inc_return(&user->kevent_registrations) <=
+	    READ_ONCE(max_user_registrations))
+		return true;
+	atomic_long_dec(&user->kevent_registrations);
+	return false;
+}
+
+void kevent_uncharge_user(struct user_struct *user)
+{
+	atomic_long_dec(&user->kevent_registrations);
+}
+
+static const struct ctl_table kevent_sysctls[] = {
+	{
+		.procname	= "max_user_registrations",
+		.data		= &max_user_registrations,
+		.maxlen		= sizeof(max_user_registrations),
+		.mode		= 0644,
+		.proc_handler	= proc_doulongvec_minmax,
+		.extra1		= &zero,
+		.extra2		= &long_max,
+	},
+};
+
+static int __init kevent_limits_init(void)
+{
+	struct sysinfo si;
+
+	si_meminfo(&si);
+	max_user_registrations = (si.totalram - si.totalhigh) / 25 * PAGE_SIZE /
+				 KEVENT_REGISTRATION_COST;
+	register_sysctl("fs/kevent", kevent_sysctls);
+	return 0;
+}
+fs_initcall(kevent_limits_init);
+
+bool kevent_node_has_memory(unsigned int node)
+{
+	return node < MAX_NUMNODES && node_state(node, N_MEMORY);
+}
+
+/* How far CLOCK_REALTIME is ahead of CLOCK_MONOTONIC */
+ktime_t kevent_realtime_offset(void)
+{
+	return ktime_mono_to_real(0);
+}
+
+/* Called in process context */
+void kevent_clock_was_set(void)
+{
+	kevent_rs_clock_was_set();
+}
+
+static void kevent_resume_work(struct work_struct *work)
+{
+	kevent_rs_clock_was_set();
+}
+
+static DECLARE_WORK(kevent_work, kevent_resume_work);
+
+/* Called with interrupts disabled */
+void kevent_resume(void)
+{
+	schedule_work(&kevent_work);
 }

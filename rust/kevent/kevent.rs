@@ -19,13 +19,22 @@
 use kernel::prelude::*;
 
 mod abi;
+mod change;
+mod collect;
 mod events;
 mod exports;
 mod fd;
 mod files;
+mod home;
+mod limits;
 mod memory;
 mod queue;
 mod ring;
+mod source;
+mod table;
+mod timer;
+mod trace;
+mod user;
 mod watched;
 
 /// Prefix of log messages.

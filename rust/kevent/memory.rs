@@ -8,20 +8,26 @@
 use crate::{
     abi::{
         kevent_ring,
-        kevent_slot,
-        OFF_SLOTS, //
+        kevent_slot, //
     },
+    events::Header,
     ring::{
         Payload,
         SlotMemory, //
     },
 };
 use core::{
+    alloc::Layout,
     mem::offset_of,
     ptr::NonNull, //
 };
 use kernel::{
-    alloc::allocator::Vmalloc,
+    alloc::{
+        allocator::Vmalloc,
+        flags::__GFP_ZERO,
+        Allocator,
+        NumaNode, //
+    },
     mm::virt::{
         flags,
         VmaNew, //
@@ -49,36 +55,41 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `start` is the address of `size` bytes of a [`Vmalloc`] allocation that this owns, whole pages,
-/// of which `capacity` were allocated.
+/// `start` is the address of a [`Vmalloc`] allocation of `layout` that this owns, whole pages.
 struct SharedPages {
     start: NonNull<u8>,
-    size: usize,
-    capacity: usize,
+    layout: Layout,
 }
 
 impl SharedPages {
-    /// Allocates at least `size` bytes, zeroed and charged to the caller's memory cgroup.
-    fn new(size: usize) -> Result<Self> {
+    /// Allocates at least `size` bytes on `node`, zeroed and charged to the caller's memory cgroup.
+    fn new(size: usize, node: NumaNode) -> Result<Self> {
         let size = page_align(size).ok_or(EINVAL)?;
-        let pages = VVec::<u8>::zeroed(size, GFP_KERNEL_ACCOUNT)?;
-        let (start, size, capacity) = pages.into_raw_parts();
+        let layout = Layout::from_size_align(size, PAGE_SIZE).map_err(|_| EINVAL)?;
+        let pages = Vmalloc::alloc(layout, GFP_KERNEL_ACCOUNT | __GFP_ZERO, node)?;
 
-        // INVARIANT: These are the parts of such an allocation.
+        // INVARIANT: It is such an allocation.
         Ok(Self {
-            start: NonNull::new(start).ok_or(ENOMEM)?,
-            size,
-            capacity,
+            start: pages.cast(),
+            layout,
         })
+    }
+
+    /// Returns the number of bytes.
+    fn size(&self) -> usize {
+        self.layout.size()
     }
 
     /// Maps the pages into the program; the area must not be larger.
     fn map(&self, vma: &VmaNew) -> Result {
         let size = vma.end() - vma.start();
 
-        if size > self.size {
+        if vma.flags() & flags::SHARED == 0 || size > self.size() {
             return Err(EINVAL);
         }
+        // Nothing here is code, nor will it grow.
+        vma.try_clear_mayexec().map_err(|_| EPERM)?;
+        vma.set_dontexpand();
 
         let area = vma.set_mixedmap();
 
@@ -95,9 +106,9 @@ impl SharedPages {
 
 impl Drop for SharedPages {
     fn drop(&mut self) {
-        // SAFETY: The parts are those that `into_raw_parts` gave, and nobody uses them any more.
-        // Programs that still map the pages have references to them.
-        drop(unsafe { VVec::from_raw_parts(self.start.as_ptr(), self.size, self.capacity) });
+        // SAFETY: By the invariant, and nobody uses the pages any more.  Programs that still map
+        // them have references to them.
+        unsafe { Vmalloc::free(self.start, self.layout) };
     }
 }
 
@@ -106,76 +117,99 @@ unsafe impl Send for SharedPages {}
 // SAFETY: All accesses to the pages are atomic.
 unsafe impl Sync for SharedPages {}
 
-/// The memory of a ring.
-///
-/// # Invariants
-///
-/// `slots` is not larger than the number of slots that fit in `slot_pages`.
-pub(crate) struct RingMemory {
-    slot_pages: SharedPages,
-    slots: u32,
-    header_pages: SharedPages,
-}
+/// The header of a ring.
+pub(crate) struct RingHeader(SharedPages);
 
-impl RingMemory {
-    /// Allocates the memory of a ring.  May sleep.
-    pub(crate) fn new(slots: u32) -> Result<Self> {
-        let size = (slots as usize)
-            .checked_mul(size_of::<kevent_slot>())
-            .ok_or(EINVAL)?;
-        // INVARIANT: The pages have room for that many.
-        let memory = Self {
-            slot_pages: SharedPages::new(size)?,
-            slots,
-            header_pages: SharedPages::new(size_of::<kevent_ring>())?,
-        };
+impl RingHeader {
+    /// Allocates a header.  May sleep.
+    pub(crate) fn new(node: NumaNode) -> Result<Self> {
+        let header = Self(SharedPages::new(size_of::<kevent_ring>(), node)?);
 
-        memory
-            .header_word(offset_of!(kevent_ring, slots))
-            .store(slots, Relaxed);
-        memory
-            .header_word(offset_of!(kevent_ring, slot_size))
+        header
+            .word(offset_of!(kevent_ring, slot_size))
             // CAST: A slot is small.
             .store(size_of::<kevent_slot>() as u32, Relaxed);
-        Ok(memory)
+        Ok(header)
     }
 
-    /// Returns how many bytes of the header can be mapped.
-    pub(crate) fn header_size(&self) -> usize {
-        self.header_pages.size
+    /// Returns how many bytes can be mapped.
+    pub(crate) fn size(&self) -> usize {
+        self.0.size()
     }
 
-    /// Returns how many bytes of slots can be mapped.
-    pub(crate) fn slots_size(&self) -> usize {
-        self.slot_pages.size
+    /// Maps the header.  May sleep.
+    pub(crate) fn map(&self, vma: &VmaNew) -> Result {
+        vma.try_clear_maywrite().map_err(|_| EPERM)?;
+        self.0.map(vma)
     }
 
-    /// Maps the part of the ring that begins `offset` pages into the file.  May sleep.
-    pub(crate) fn map(&self, vma: &VmaNew, offset: usize) -> Result {
-        const SLOTS: usize = OFF_SLOTS / PAGE_SIZE;
-
-        if vma.flags() & flags::SHARED == 0 {
-            return Err(EINVAL);
-        }
-        // Nothing here is code, nor will it grow.
-        vma.try_clear_mayexec().map_err(|_| EPERM)?;
-        vma.set_dontexpand();
-
-        match offset {
-            0 => {
-                vma.try_clear_maywrite().map_err(|_| EPERM)?;
-                self.header_pages.map(vma)
-            }
-            SLOTS => self.slot_pages.map(vma),
-            _ => Err(EINVAL),
-        }
+    /// Returns what the consumers are told: `KEVENT_RING_*`.
+    pub(crate) fn flags(&self) -> u32 {
+        self.word(offset_of!(kevent_ring, flags)).load(Relaxed)
     }
 
     /// Returns the 32-bit word at `offset` of the header.
-    fn header_word(&self, offset: usize) -> &Atomic<u32> {
+    fn word(&self, offset: usize) -> &Atomic<u32> {
         // SAFETY: The header is in the first page, which is aligned, and all accesses to it are
         // atomic.
-        unsafe { Atomic::from_ptr(self.header_pages.start.add(offset).as_ptr().cast()) }
+        unsafe { Atomic::from_ptr(self.0.start.add(offset).as_ptr().cast()) }
+    }
+}
+
+impl Header for Arc<RingHeader> {
+    fn set_flags(&self, overflow: bool, level_ready: bool) {
+        let flags = u32::from(overflow) * uapi::KEVENT_RING_OVERFLOW
+            | u32::from(level_ready) * uapi::KEVENT_RING_LEVEL_READY;
+
+        self.word(offset_of!(kevent_ring, flags))
+            .store(flags, Relaxed);
+    }
+
+    fn set_rings(&self, slots: u32, rings: u32) {
+        let number = self.word(offset_of!(kevent_ring, slots));
+
+        if number.load(Relaxed) != 0 && number.load(Relaxed) != slots {
+            self.word(offset_of!(kevent_ring, incompat))
+                .store(uapi::KEVENT_RING_INCOMPAT_GROWN, Relaxed);
+        }
+        self.word(offset_of!(kevent_ring, rings))
+            .store(rings, Relaxed);
+        number.store(slots, Relaxed);
+    }
+}
+
+/// The slots of a ring.
+///
+/// # Invariants
+///
+/// `slots` is not larger than the number of slots that fit in `pages`.
+pub(crate) struct RingMemory {
+    pages: SharedPages,
+    slots: u32,
+}
+
+impl RingMemory {
+    /// Allocates the slots of a ring.  May sleep.
+    pub(crate) fn new(slots: u32, node: NumaNode) -> Result<Self> {
+        let size = (slots as usize)
+            .checked_mul(size_of::<kevent_slot>())
+            .ok_or(EINVAL)?;
+
+        // INVARIANT: The pages have room for that many.
+        Ok(Self {
+            pages: SharedPages::new(size, node)?,
+            slots,
+        })
+    }
+
+    /// Returns how many bytes can be mapped.
+    pub(crate) fn size(&self) -> usize {
+        self.pages.size()
+    }
+
+    /// Maps the slots.  May sleep.
+    pub(crate) fn map(&self, vma: &VmaNew) -> Result {
+        self.pages.map(vma)
     }
 
     /// Returns the `u64` at `offset` of a slot, or [`None`] if there is no such slot.
@@ -189,7 +223,7 @@ impl RingMemory {
 
         // SAFETY: By the invariant the slot is within the pages; slots are aligned, and all
         // accesses by the kernel are atomic.
-        Some(unsafe { Atomic::from_ptr(self.slot_pages.start.add(offset).as_ptr().cast()) })
+        Some(unsafe { Atomic::from_ptr(self.pages.start.add(offset).as_ptr().cast()) })
     }
 }
 
@@ -217,9 +251,9 @@ impl SlotMemory for Arc<RingMemory> {
     fn write_payload(&self, slot: u32, payload: &Payload) {
         // The fields after the ident, as one word in the order of their offsets.
         let rest = if cfg!(target_endian = "little") {
-            u64::from(payload.source)
+            u64::from(payload.source) | u64::from(payload.tag) << 32
         } else {
-            u64::from(payload.source) << 48
+            u64::from(payload.source) << 48 | u64::from(payload.tag)
         };
 
         for (offset, value) in [
@@ -236,12 +270,5 @@ impl SlotMemory for Arc<RingMemory> {
     #[inline]
     fn full_barrier(&self) {
         barrier::smp_mb(barrier::Full);
-    }
-
-    fn set_overflow(&self, on: bool) {
-        let flags = if on { uapi::KEVENT_RING_OVERFLOW } else { 0 };
-
-        self.header_word(offset_of!(kevent_ring, flags))
-            .store(flags, Relaxed);
     }
 }

@@ -7,10 +7,12 @@
 //! From the outermost to the innermost:
 //!
 //! 1. `Queue::ctl`, a mutex: one change at a time.  Held across `->poll` of the files, so nothing
-//!    that a file does may take it; in particular the release of a file does not.
-//! 2. Locks of the files: the wait queues' locks are held when [`Queue::post`] is called.
-//! 3. `Queue::inner`, a spinlock with interrupts disabled: the ring, the registrations and the
-//!    table of their keys.  Taken in callbacks, in any context.
+//!    that a file does may take it; in particular the release of a file does not.  A registration
+//!    that is moved comes to the other queue without the mutex of that.
+//! 2. The mutex of a timer; see [`crate::timer`].
+//! 3. Locks of the files: the wait queues' locks are held when [`Queue::post`] is called.
+//! 4. `Queue::inner`, a spinlock with interrupts disabled: the rings, the registrations and the
+//!    table of their keys.  Taken in callbacks, in any context.  Never those of two queues.
 //!
 //! The wait queues `waiters` and `pollers` are woken, and entered, without `inner`.  The locks of
 //! [`crate::watched`] are taken with none of these held but `ctl`.
@@ -39,38 +41,58 @@
 use crate::{
     abi::{
         kevent_params,
-        Op,
-        Ukevent,
-        FD_HINT, //
+        OFF_SLOTS, //
     },
     events::{
         Entry,
-        Event,
         Events,
+        Parts,
+        Pending,
         Post,
-        Record, //
+        Record,
+        Refused,
+        Seen,
+        Terms,
+        Update, //
     },
-    fd,
-    fd::Watch,
-    memory::RingMemory,
-    ring::Payload, //
+    home::{
+        Home,
+        Place, //
+    },
+    limits::User,
+    memory::{
+        RingHeader,
+        RingMemory, //
+    },
+    ring::Ring,
+    source::{
+        Key,
+        Source, //
+    },
+    table::Linked,
+    trace, //
 };
 use kernel::{
-    current,
+    alloc::NumaNode,
+    bindings,
     fs::{
         anon_inode::{
             FileOperations,
             FileOperationsTable, //
         },
         file::flags,
-        File,
-        UncountedFile, //
+        File, //
     },
     mm::virt::VmaNew,
+    page::PAGE_SIZE,
     prelude::*,
     rbtree::{
         RBTree,
         RBTreeNodeReservation, //
+    },
+    seq_file::{
+        seq_print,
+        SeqFile, //
     },
     sync::{
         aref::ARef,
@@ -80,79 +102,124 @@ use kernel::{
         poll_watch::mask,
         wait::{
             new_wait_queue_head,
-            Deadline,
+            Order,
             WaitQueueHead, //
         },
         Arc,
         ArcBorrow,
         Mutex,
-        SpinLockIrq, //
-    },
-    uaccess::{
-        UserPtr,
-        UserSlice, //
+        SpinLockIrq,
+        UniqueArc, //
     },
     uapi, //
 };
 
 /// How many slots are looked at, or filled, without releasing the lock.
-const STEPS: u32 = 256;
-
-/// How many changes or events a call can be given: as many as fit in 2 GiB, so that a count of them
-/// fits in what a system call returns.
-const MAX_UKEVENTS: u32 = i32::MAX as u32 / size_of::<Ukevent>() as u32;
-
-/// How often an event is looked at again because its source was woken meanwhile.
-const LOOKS: u32 = 3;
+pub(crate) const STEPS: u32 = 256;
 
 /// The file operations of queues.
 static FILE_OPERATIONS: FileOperationsTable<Queue> = FileOperationsTable::new();
 
-/// What names a registration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Key {
-    source: u32,
-    ident: u64,
-    file: UncountedFile,
-}
+/// What the events of a queue are made of.
+pub(crate) struct QueueParts;
 
-impl Key {
-    /// Makes the key of a registration with `source`, one of `KEVENT_SOURCE_*`.
-    pub(crate) fn new(source: u32, ident: u64, file: UncountedFile) -> Self {
-        Self {
-            source,
-            ident,
-            file,
-        }
-    }
+impl Parts for QueueParts {
+    type Header = Arc<RingHeader>;
+    type Slots = Arc<RingMemory>;
+    type Records = KVVec<Record>;
+    type Chunk = KVVec<Linked<Entry<Source>>>;
+    type Item = Source;
 }
 
 /// What the queue's lock protects.
 ///
 /// # Invariants
 ///
-/// `keys` has the keys of the registrations in `events`, and their ids.
-struct Inner {
-    events: Events<Arc<RingMemory>, KVVec<Record>, KVVec<Entry<Arc<Watch>>>>,
+/// `keys` has the keys of the registrations in `events`, those on their way to it included, and
+/// their ids.
+pub(crate) struct Inner {
+    pub(crate) events: Events<QueueParts>,
     keys: RBTree<Key, u32>,
+    /// How often all waiters were told to return.
+    pub(crate) wakes: u64,
+}
+
+impl Inner {
+    /// Returns the id of a registration that has not ended.
+    fn find(&mut self, key: &Key) -> Result<u32> {
+        let id = *self.keys.get(key).ok_or(ENOENT)?;
+
+        self.events.registration(id).map(|_| id).ok_or(ENOENT)
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NoSlot => ENOSPC,
+            Refused::NoRoom => ENOMEM,
+            Refused::Ended => ENOENT,
+        }
+    }
 }
 
 /// An event queue.
 #[pin_data]
 pub(crate) struct Queue {
-    memory: Arc<RingMemory>,
+    header: Arc<RingHeader>,
+    /// Who pays for the registrations.
+    user: User,
+    /// Where the memory of rings is allocated.
+    node: NumaNode,
+    /// Which waiter is woken first.
+    pub(crate) order: Order,
     #[pin]
-    inner: SpinLockIrq<Inner>,
+    pub(crate) inner: SpinLockIrq<Inner>,
     /// Held while a change is applied.
     #[pin]
-    ctl: Mutex<()>,
+    pub(crate) ctl: Mutex<()>,
     /// Those who sleep in `kevent_getevents()`.  The key of a wake-up is how many events there may
     /// be.
     #[pin]
-    waiters: WaitQueueHead,
+    pub(crate) waiters: WaitQueueHead,
     /// Those who poll the queue.
     #[pin]
     pollers: WaitQueueHead,
+}
+
+/// Returns the NUMA node that `params` ask for.
+fn node_of(params: &kevent_params) -> Result<NumaNode> {
+    if params.flags & uapi::KEVENT_INIT_NODE == 0 {
+        return match params.node {
+            0 => Ok(NumaNode::NO_NODE),
+            _ => Err(EINVAL),
+        };
+    }
+
+    let node = NumaNode::new(params.node.try_into().map_err(|_| EINVAL)?)?;
+
+    // SAFETY: It is the number of a possible node.
+    if unsafe { bindings::kevent_node_has_memory(params.node) } {
+        Ok(node)
+    } else {
+        Err(EINVAL)
+    }
+}
+
+/// Makes a ring.  May sleep.
+fn new_ring(slots: u32, node: NumaNode) -> Result<Ring<Arc<RingMemory>, KVVec<Record>>> {
+    let memory = Arc::new(RingMemory::new(slots, node)?, GFP_KERNEL_ACCOUNT)?;
+    let records = KVVec::from_elem(Record::UNUSED, slots as usize, GFP_KERNEL_ACCOUNT)?;
+
+    Ring::new(memory, records).ok_or(EINVAL)
+}
+
+/// Returns how many slots a ring gets of which `wanted` are wanted.
+fn slots_for(wanted: u64) -> Result<u32> {
+    match u32::try_from(wanted) {
+        Ok(wanted @ 1..=uapi::KEVENT_MAX_SLOTS) => Ok(wanted.next_power_of_two()),
+        _ => Err(EINVAL),
+    }
 }
 
 impl Queue {
@@ -162,37 +229,39 @@ impl Queue {
     ///
     /// `EINVAL`: the parameters are not valid.  `ENOMEM`, `ENFILE`.
     pub(crate) fn create(params: &mut kevent_params) -> Result<ARef<File>> {
-        if params.flags != 0 || params.resv != [0; 3] {
+        const FLAGS: u32 =
+            uapi::KEVENT_INIT_OVERCOMMIT | uapi::KEVENT_INIT_NODE | uapi::KEVENT_INIT_LIFO;
+
+        if params.flags & !FLAGS != 0 || params.resv32 != 0 || params.resv != [0; 2] {
             return Err(EINVAL);
         }
-        if params.slots == 0 || params.slots > uapi::KEVENT_MAX_SLOTS {
-            return Err(EINVAL);
-        }
 
-        let slots = params.slots.next_power_of_two();
-        let count = slots as usize;
-        let memory = Arc::new(RingMemory::new(slots)?, GFP_KERNEL_ACCOUNT)?;
-        let mut entries = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
-
-        for _ in 0..count {
-            entries
-                .push_within_capacity(Entry::FREE)
-                .map_err(|_| ENOMEM)?;
-        }
-
-        let records = KVVec::from_elem(Record::UNUSED, count, GFP_KERNEL_ACCOUNT)?;
-        let inner = Inner {
-            events: Events::new(memory.clone(), records, entries).ok_or(EINVAL)?,
-            keys: RBTree::new(),
+        let slots = slots_for(params.slots.into())?;
+        let node = node_of(params)?;
+        let header = Arc::new(RingHeader::new(node)?, GFP_KERNEL_ACCOUNT)?;
+        let ring = new_ring(slots, node)?;
+        let overcommit = params.flags & uapi::KEVENT_INIT_OVERCOMMIT != 0;
+        let order = if params.flags & uapi::KEVENT_INIT_LIFO != 0 {
+            Order::Lifo
+        } else {
+            Order::Fifo
         };
 
         params.slots = slots;
-        params.header_size = memory.header_size() as u64;
-        params.slots_size = memory.slots_size() as u64;
+        params.header_size = header.size() as u64;
+        params.slots_size = ring.mem().size() as u64;
 
+        let inner = Inner {
+            events: Events::new(header.clone(), ring, overcommit),
+            keys: RBTree::new(),
+            wakes: 0,
+        };
         let queue = Arc::pin_init(
             pin_init!(Self {
-                memory,
+                header,
+                user: User::current(),
+                node,
+                order,
                 inner <- new_spinlock_irq!(inner, "kevent_inner"),
                 ctl <- new_mutex!((), "kevent_ctl"),
                 waiters <- new_wait_queue_head!("kevent_waiters"),
@@ -209,351 +278,479 @@ impl Queue {
         FILE_OPERATIONS.data(file)
     }
 
-    /// Reports `bits` for the registration `id`.  Can be called in any context.
-    ///
-    /// `wake_bits` are passed on to those who poll the queue.
-    pub(crate) fn post(&self, id: u32, bits: u32, wake_bits: u32) {
-        let ready = {
-            let mut inner = self.inner.lock();
+    //
+    // Posting
+    //
 
-            match inner.events.post(id, bits, fd::ALWAYS | FD_HINT) {
-                Post::New => inner.events.ready_at_most(),
-                Post::Nothing => return,
+    /// Reports `update` for the registration `id`, if it is here and `home` is of its source.  Can
+    /// be called in any context.
+    ///
+    /// `wake_bits` are passed on to those who poll the queue.  Returns whether somebody was woken;
+    /// [`None`] if the registration is not here.
+    #[inline]
+    pub(crate) fn post(
+        &self,
+        id: u32,
+        home: &Home,
+        update: Update,
+        wake_bits: u32,
+    ) -> Option<bool> {
+        let mut inner = self.inner.lock();
+        let here = inner.events.item(id)?.home()?;
+
+        if !core::ptr::eq(here, home) {
+            return None;
+        }
+
+        let post = self.post_locked(&mut inner, id, update);
+        let ready = inner.events.ready_at_most();
+
+        drop(inner);
+        Some(self.wake(post, ready, wake_bits))
+    }
+
+    /// Reports `update` for the registration `id`.
+    fn post_locked(&self, inner: &mut Inner, id: u32, update: Update) -> Post {
+        let post = inner.events.post(id, update);
+
+        if let Some(payload) = inner.events.payload(id) {
+            let value = update.apply(0);
+
+            match post {
+                Post::New => trace::post(self, payload, value),
+                Post::Waits => trace::overflow(self, payload, value),
+                Post::Merged => trace::merge(self, payload, value),
+                Post::Nothing => {}
             }
-        };
+        }
+        post
+    }
+
+    /// Wakes whoever waits for what was posted, if it is a new event.  `ready` is how many there
+    /// are.
+    ///
+    /// Must be called without the lock.
+    fn wake(&self, post: Post, ready: u64, wake_bits: u32) -> bool {
+        if !matches!(post, Post::New | Post::Waits) {
+            return false;
+        }
 
         // (D)
-        if self.waiters.is_active() {
-            self.waiters.wake_one(ready as usize);
-        }
-        if self.pollers.is_active() {
+        let woken = self.waiters.is_active() && self.waiters.wake_one(ready as usize);
+        let polled = self.pollers.is_active();
+
+        if polled {
             self.pollers
                 .wake_one((mask::IN | mask::RDNORM | wake_bits) as usize);
         }
+        woken || polled
     }
 
-    /// Puts a registration in the table.
+    /// Reports `update` of a source that is not active by itself.
     ///
     /// # Errors
     ///
-    /// `EEXIST`: it is there already.  `ENOSPC`: no slot left to reserve.
-    pub(crate) fn insert(
+    /// What `f` says.
+    pub(crate) fn trigger(
         &self,
-        key: Key,
-        payload: Payload,
-        interest: u32,
-        watch: Arc<Watch>,
-        node: RBTreeNodeReservation<Key, u32>,
-    ) -> Result<u32> {
-        let mut inner = self.inner.lock();
+        key: &Key,
+        f: impl FnOnce(&mut Source) -> Result<Trigger>,
+    ) -> Result {
+        let (post, ready) = {
+            let mut inner = self.inner.lock();
+            let id = inner.find(key)?;
+            let what = f(inner.events.item_mut(id).ok_or(ENOENT)?)?;
+            let post = match what {
+                Trigger::Post(update) => self.post_locked(&mut inner, id, update),
+                Trigger::Amend(update) => {
+                    inner.events.amend(id, update);
+                    Post::Nothing
+                }
+            };
 
-        if inner.keys.get(&key).is_some() {
-            return Err(EEXIST);
+            (post, inner.events.ready_at_most())
+        };
+
+        self.wake(post, ready, 0);
+        Ok(())
+    }
+
+    /// Makes all threads return that wait for events.
+    pub(crate) fn wake_all(&self) {
+        {
+            let mut inner = self.inner.lock();
+
+            inner.wakes = inner.wakes.wrapping_add(1);
+        }
+        if self.waiters.is_active() {
+            self.waiters.wake_all(usize::MAX);
+        }
+    }
+
+    //
+    // Registrations
+    //
+
+    /// Makes room for one registration more, if there is none.  May sleep.
+    fn make_room(&self, len: u32) -> Result {
+        let mut chunk = KVVec::with_capacity(len as usize, GFP_KERNEL_ACCOUNT)?;
+
+        for _ in 0..len {
+            chunk
+                .push_within_capacity(Linked::new(Entry::FREE))
+                .map_err(|_| ENOMEM)?;
         }
 
-        let id = inner
-            .events
-            .add(payload, interest, watch.clone())
-            .map_err(|_| ENOSPC)?;
+        // If somebody else was faster, it is not needed, and freed without the lock.
+        let _unused = self.inner.lock().events.add_chunk(chunk);
 
-        watch.handler().set_id(id);
-        inner.keys.insert(node.into_node(key, id));
+        Ok(())
+    }
+
+    /// Calls `f` until it is not refused for want of something that can be had.
+    fn retry<R>(&self, mut f: impl FnMut(&mut Inner) -> Result<Result<R, Refused>>) -> Result<R> {
+        let mut settled = false;
+
+        loop {
+            let len = {
+                let mut inner = self.inner.lock();
+
+                match f(&mut inner)? {
+                    Ok(result) => return Ok(result),
+                    Err(Refused::NoRoom) => inner.events.next_chunk(),
+                    Err(refused) if settled => return Err(refused.into()),
+                    Err(_) => 0,
+                }
+            };
+
+            if len > 0 {
+                self.make_room(len)?;
+            } else {
+                settled = true;
+                self.settle_shots();
+            }
+        }
+    }
+
+    /// Counts one registration more.
+    fn charge(&self) -> Result<crate::limits::Charge<'_>> {
+        self.user.charge().or_else(|_| {
+            self.settle_shots();
+            self.user.charge()
+        })
+    }
+
+    /// Reserves an id, and a slot, for a registration that is to come.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST`: it is there already.  `ENOSPC`: no slot left to reserve.  `EDQUOT`: the user has
+    /// too many registrations.  `ENOMEM`.
+    pub(crate) fn reserve(&self, key: Key, terms: &Terms) -> Result<u32> {
+        let charge = self.charge()?;
+        let mut node = Some(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?);
+        let id = self.retry(|inner| {
+            if inner.keys.get(&key).is_some() {
+                return Err(EEXIST);
+            }
+
+            let id = match inner.events.reserve(terms.trigger) {
+                Ok(id) => id,
+                Err(refused) => return Ok(Err(refused)),
+            };
+
+            if let Some(node) = node.take() {
+                inner.keys.insert(node.into_node(key, id));
+            }
+            Ok(Ok(id))
+        })?;
+
+        charge.keep();
         Ok(id)
     }
 
-    /// Changes what a registration reports, and returns its id.
+    /// Gives a reservation back.
+    pub(crate) fn unreserve(&self, key: &Key, id: u32, terms: &Terms) {
+        let node = {
+            let mut inner = self.inner.lock();
+
+            inner.events.unreserve(id, terms.trigger);
+            inner.keys.remove_node(key)
+        };
+
+        drop(node);
+        self.user.uncharge();
+    }
+
+    /// Puts a registration where an id was reserved for it; `pending` is what it has to say.
+    pub(crate) fn fill(&self, id: u32, terms: Terms, source: Source, pending: Pending) {
+        let update = source.update(match pending {
+            Pending::Event(value) => value,
+            _ => 0,
+        });
+        let (post, ready) = {
+            let mut inner = self.inner.lock();
+
+            inner.events.fill(id, terms, source, pending);
+
+            let post = match pending {
+                Pending::Event(_) => self.post_locked(&mut inner, id, update),
+                _ => Post::Nothing,
+            };
+
+            (post, inner.events.ready_at_most())
+        };
+
+        self.wake(post, ready, 0);
+    }
+
+    /// Puts a new registration in the table; it says where it is to `home`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::reserve`].
+    pub(crate) fn insert(
+        &self,
+        terms: Terms,
+        source: Source,
+        enabled: bool,
+        place: Option<UniqueArc<Place>>,
+    ) -> Result {
+        let id = self.reserve(source.key(&terms.payload), &terms)?;
+        let pending = if enabled {
+            Pending::Nothing
+        } else {
+            Pending::Disabled(0)
+        };
+
+        if let (Some(home), Some(place)) = (source.home(), place) {
+            home.settle(place, id);
+        }
+        self.fill(id, terms, source, pending);
+        Ok(())
+    }
+
+    /// Changes what a registration says and how, if `check` agrees.  Returns its source, and what it had to say and was taken back.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT`: there is none.  `ENOSPC`: no slot left to reserve.  What `check` says.
+    pub(crate) fn modify(
+        &self,
+        key: &Key,
+        terms: Terms,
+        enabled: bool,
+        mut check: impl FnMut(&Source) -> Result,
+    ) -> Result<(Source, Pending)> {
+        self.retry(|inner| {
+            let id = inner.find(key)?;
+            let source = inner.events.item(id).ok_or(ENOENT)?.clone();
+
+            check(&source)?;
+            Ok(inner.events.modify(id, terms, enabled).map(|pending| {
+                if let Pending::Event(value) = pending {
+                    trace::cancel(self, &terms.payload, value);
+                }
+                (source, pending)
+            }))
+        })
+    }
+
+    /// Makes a registration report nothing.
     ///
     /// # Errors
     ///
     /// `ENOENT`: there is none.
-    pub(crate) fn modify(&self, key: Key, interest: u32, user_data: u64) -> Result<u32> {
+    pub(crate) fn disable(&self, key: &Key) -> Result {
         let mut inner = self.inner.lock();
-        let id = *inner.keys.get(&key).ok_or(ENOENT)?;
+        let id = inner.find(key)?;
+        let counts = inner.events.item(id).is_some_and(Source::counts);
 
-        inner.events.modify(id, interest, user_data);
-        Ok(id)
-    }
-
-    /// Takes a registration from the table and cancels its event.
-    ///
-    /// Whoever gets the watch has to disarm it.
-    pub(crate) fn take(&self, key: Key) -> Option<Arc<Watch>> {
-        let mut inner = self.inner.lock();
-        let node = inner.keys.remove_node(&key)?;
-        let (_, id) = node.to_key_value();
-
-        inner.events.remove(id)
-    }
-
-    /// Takes the registration of `watch` from the table, if it is there, as [`Queue::take`] does.
-    pub(crate) fn take_watch(&self, key: Key, watch: &Arc<Watch>) -> bool {
-        let mut inner = self.inner.lock();
-
-        match inner.keys.get(&key).copied() {
-            Some(id)
-                if inner
-                    .events
-                    .item(id)
-                    .is_some_and(|item| Arc::ptr_eq(item, watch)) =>
-            {
-                inner.keys.remove_node(&key);
-                inner.events.remove(id);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Applies one change.  May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` for what no source knows, and those of the source.
-    fn apply(self: ArcBorrow<'_, Self>, change: &Ukevent) -> Result {
-        let op = Op::try_from(change.0.op)?;
-
-        if u32::from(change.0.source) != uapi::KEVENT_SOURCE_FD || !change.reserved_is_zero() {
-            return Err(EINVAL);
-        }
-
-        let _ctl = self.ctl.lock();
-
-        match op {
-            Op::Add => fd::add(self, change),
-            Op::Modify => fd::modify(self, change),
-            Op::Delete => fd::delete(self, change),
-        }
-    }
-
-    /// Applies `nr` changes and returns how many were; see `kevent_ctl()`.  May sleep.
-    pub(crate) fn ctl(
-        self: ArcBorrow<'_, Self>,
-        changes: UserPtr,
-        nr: u32,
-        flags: u32,
-    ) -> Result<u32> {
-        if flags & !uapi::KEVENT_CTL_RESULTS != 0 || nr > MAX_UKEVENTS {
-            return Err(EINVAL);
-        }
-
-        let results = flags & uapi::KEVENT_CTL_RESULTS != 0;
-        let mut applied = 0;
-        let mut changes = changes;
-
-        for _ in 0..nr {
-            let result = self.ctl_one(changes, results);
-
-            match result {
-                Ok(Ok(())) => applied += 1,
-                // The change failed, and its result says so.
-                Ok(Err(_)) => {}
-                Err(error) if applied == 0 => return Err(error),
-                Err(_) => break,
-            }
-            changes = changes.wrapping_byte_add(size_of::<Ukevent>());
-        }
-        Ok(applied)
-    }
-
-    /// Applies the change at `ptr`.
-    ///
-    /// If `results`, the inner result is also written to the change; else it is an outer error.
-    fn ctl_one(self: ArcBorrow<'_, Self>, ptr: UserPtr, results: bool) -> Result<Result> {
-        let change = UserSlice::new(ptr, size_of::<Ukevent>())
-            .reader()
-            .read::<Ukevent>()?;
-
-        if !results {
-            return self.apply(&change).map(Ok);
-        }
-
-        let field = ptr.wrapping_byte_add(core::mem::offset_of!(uapi::ukevent, result));
-        let write = |result: i32| {
-            UserSlice::new(field, size_of::<i32>())
-                .writer()
-                .write(&result)
-        };
-
-        // If the result cannot be written, nothing must happen.
-        write(change.0.result)?;
-
-        let result = self.apply(&change);
-
-        // If it can no longer be written, the program has just unmapped it.  What was done counts.
-        let _ = write(result.map_or_else(|error| error.to_errno(), |()| 0));
-        Ok(result)
-    }
-
-    /// Waits for events and collects them; see `kevent_getevents()`.  May sleep.
-    ///
-    /// Returns how many were collected, or if `max` is zero, how many there are.
-    pub(crate) fn get_events(
-        &self,
-        events: Option<UserPtr>,
-        min: u32,
-        max: u32,
-        deadline: Deadline,
-    ) -> Result<u32> {
-        // Neither one without the other, and nothing that can never be fulfilled.
-        if events.is_some() != (max != 0)
-            || max > MAX_UKEVENTS
-            || events.is_some() && min > max
-            || min > self.inner.lock().events.slots()
-        {
-            return Err(EINVAL);
-        }
-
-        let mut collected = 0;
-
-        loop {
-            let waited = self.wait(min.saturating_sub(collected), deadline);
-
-            let Some(events) = events else {
-                if current!().signal_pending() {
-                    // Whoever has a signal to handle may never come to claim the event.
-                    self.pass_on();
-                }
-                return waited.map(|count| count.unwrap_or_else(|| self.count(min)));
-            };
-            let result = self.collect(events, &mut collected, max);
-
-            if result.is_err() || collected == max {
-                // There may be more.
-                self.pass_on();
-            }
-            if collected == 0 {
-                result?;
-                waited?;
-            }
-            // Otherwise somebody else was faster.
-            if collected >= min || result.is_err() || !matches!(waited, Ok(Some(_))) {
-                return Ok(collected);
-            }
-        }
-    }
-
-    /// Counts the events, no further than `limit`.
-    fn count(&self, limit: u32) -> u32 {
-        self.inner.lock().events.count(limit)
-    }
-
-    /// Waits until there are `min` events.
-    ///
-    /// Returns how many there are, not counting further; [`None`] after the deadline; `EINTR` if
-    /// there is a signal to handle.
-    fn wait(&self, min: u32, deadline: Deadline) -> Result<Option<u32>> {
-        if min == 0 {
-            // Let in what waits behind a full ring, for those who look there.
-            self.inner.lock().events.flush(STEPS);
-            return Ok(Some(0));
-        }
-
-        let result = self.waiters.wait_exclusive(min as usize, deadline, || {
-            // (B)
-            let count = self.count(min);
-
-            if count >= min {
-                return Some(count);
-            }
-            // Somebody else may want fewer.
-            if count > 0 && self.waiters.is_active() {
-                self.waiters.wake_one(count as usize);
-            }
-            None
-        });
-
-        if !matches!(result, Ok(Some(_))) {
-            self.pass_on();
-        }
-        result
-    }
-
-    /// Wakes a waiter if there are events for it.
-    fn pass_on(&self) {
-        if self.waiters.is_active() {
-            let ready = {
-                let mut inner = self.inner.lock();
-
-                if inner.events.count(1) == 0 {
-                    return;
-                }
-                inner.events.ready_at_most()
-            };
-
-            // Whoever wants more than there really is passes it on again.
-            self.waiters.wake_one(ready as usize);
-        }
-    }
-
-    /// Collects events to `buffer` until `*collected` is `max` or there are no more.
-    ///
-    /// An event is claimed after it was copied: on `EFAULT` it is still there.
-    fn collect(&self, buffer: UserPtr, collected: &mut u32, max: u32) -> Result {
-        let mut pos = 0;
-        let mut looks = 0;
-
-        while *collected < max {
-            let here = pos;
-            let (found, end) = {
-                let mut inner = self.inner.lock();
-
-                inner.events.flush(STEPS);
-
-                let found = inner.events.find(&mut pos, STEPS).map(|(event, watch)| {
-                    // SAFETY: The registration is in the table, and the lock is held.
-                    (event, unsafe { watch.handler().pin() })
-                });
-
-                (found, inner.events.at_end(pos))
-            };
-
-            match found {
-                None if end => break,
-                None => continue,
-                // The file is being released, and the registration with it.
-                Some((_, None)) => continue,
-                Some((event, Some(file))) => {
-                    let precise = looks < LOOKS;
-                    let value = if precise {
-                        fd::look_again(&file, event.value, event.interest)
-                    } else {
-                        event.value
-                    };
-
-                    if value != 0 {
-                        let offset = *collected as usize * size_of::<Ukevent>();
-
-                        write_event(buffer.wrapping_byte_add(offset), &event, value)?;
-                    }
-                    if !self.inner.lock().events.claim(&event, precise) {
-                        // Look at it again; if somebody else claimed it, at the next.
-                        pos = here;
-                        looks += 1;
-                        continue;
-                    }
-                    looks = 0;
-                    *collected += u32::from(value != 0);
-                }
+        if let Pending::Event(value) = inner.events.disable(id, counts)? {
+            if let Some(payload) = inner.events.payload(id) {
+                trace::cancel(self, payload, value);
             }
         }
         Ok(())
     }
+
+    /// Makes a registration report again, and returns how, and what it is of.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT`: there is none.
+    pub(crate) fn enable(&self, key: &Key) -> Result<(Terms, Source)> {
+        let (result, post, ready) = {
+            let mut inner = self.inner.lock();
+            let id = inner.find(key)?;
+            let held = inner.events.enable(id)?;
+            let source = inner.events.item(id).ok_or(ENOENT)?.clone();
+            let terms = *inner.events.terms(id).ok_or(ENOENT)?;
+            let post = match held {
+                0 => Post::Nothing,
+                held => self.post_locked(&mut inner, id, source.update(held)),
+            };
+
+            ((terms, source), post, inner.events.ready_at_most())
+        };
+
+        self.wake(post, ready, 0);
+        Ok(result)
+    }
+
+    /// Returns what a registration says, how and of what.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT`: there is none.
+    pub(crate) fn look_up(&self, key: &Key) -> Result<(Terms, Source)> {
+        let mut inner = self.inner.lock();
+        let id = inner.find(key)?;
+        let (terms, source, _) = inner.events.registration(id).ok_or(ENOENT)?;
+
+        Ok((terms, source.clone()))
+    }
+
+    /// Takes a registration from the table if `which` says so of it, and takes its event back.
+    ///
+    /// Whoever gets it has to finish its source.
+    fn take_if(
+        &self,
+        key: &Key,
+        which: impl FnOnce(&mut Inner, u32) -> bool,
+    ) -> Option<(Terms, Source, Pending)> {
+        let (node, taken) = {
+            let mut inner = self.inner.lock();
+            let id = *inner.keys.get(key)?;
+
+            if !which(&mut inner, id) {
+                return None;
+            }
+
+            let taken = inner.events.remove(id)?;
+
+            if let (terms, _, Pending::Event(value)) = &taken {
+                trace::cancel(self, &terms.payload, *value);
+            }
+            (inner.keys.remove_node(key), taken)
+        };
+
+        // Freed without the lock.
+        drop(node);
+        self.user.uncharge();
+        Some(taken)
+    }
+
+    /// Takes a registration from the table that has not ended.
+    pub(crate) fn take(&self, key: &Key) -> Option<(Terms, Source, Pending)> {
+        self.take_if(key, |inner, id| inner.events.registration(id).is_some())
+    }
+
+    /// Takes the registration from the table whose source has this `home`, if it is there.
+    pub(crate) fn take_home(&self, key: &Key, home: &Home) -> Option<(Terms, Source, Pending)> {
+        self.take_if(key, |inner, id| {
+            inner
+                .events
+                .item(id)
+                .and_then(Source::home)
+                .is_some_and(|here| core::ptr::eq(here, home))
+        })
+    }
+
+    /// Removes the one-shot registrations whose event was claimed, as far as that is known.  May
+    /// sleep.
+    pub(crate) fn reap(&self) {
+        loop {
+            let (key, pinned) = {
+                let inner = self.inner.lock();
+                let Some((_, terms, source)) = inner.events.ended() else {
+                    return;
+                };
+
+                // SAFETY: The registration is in the table, and the lock is held.
+                match unsafe { source.pin() } {
+                    Some(file) => (source.key(&terms.payload), file),
+                    // The release of the file removes it.
+                    None => return,
+                }
+            };
+
+            if let Some((_, source, _)) =
+                self.take_if(&key, |inner, id| inner.events.registration(id).is_none())
+            {
+                source.finish();
+            }
+            drop(pinned);
+        }
+    }
+
+    /// Finds out which one-shot registrations have ended, and removes them.  May sleep.
+    fn settle_shots(&self) {
+        let mut left = self.inner.lock().events.shots();
+
+        while left > 0 {
+            self.inner.lock().events.settle_shots(STEPS);
+            left = left.saturating_sub(STEPS);
+        }
+        self.reap();
+    }
+
+    /// Finds out whether the registration has ended, and removes it then.  May sleep.
+    pub(crate) fn settle(&self, key: &Key) {
+        {
+            let mut inner = self.inner.lock();
+
+            if let Some(id) = inner.keys.get(key).copied() {
+                inner.events.settle(id);
+            }
+        }
+        self.reap();
+        self.retire();
+    }
+
+    //
+    // Rings
+    //
+
+    /// Takes rings away that will have no events any more.  May sleep.
+    pub(crate) fn retire(&self) {
+        loop {
+            let retired = self.inner.lock().events.retire(STEPS);
+
+            // Freed without the lock.
+            if retired.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Makes a ring of at least `slots` slots, which takes all events from now on.  May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`: there are as many already, or it is too many.  `ENOMEM`.
+    pub(crate) fn grow(&self, slots: u64) -> Result {
+        let ring = new_ring(slots_for(slots)?, self.node)?;
+        let result = self.inner.lock().events.grow(ring);
+
+        // If it is not needed, it is freed without the lock.
+        result.map_err(|_ring| EINVAL)?;
+        while self.inner.lock().events.flush(STEPS) {}
+        Ok(())
+    }
+
+    /// Counts the events, no further than `limit`.
+    pub(crate) fn count(&self, limit: u32) -> u32 {
+        self.inner.lock().events.count(limit)
+    }
 }
 
-/// Copies an event to a program.
-fn write_event(to: UserPtr, event: &Event, value: u32) -> Result {
-    let event = Ukevent(uapi::ukevent {
-        ident: event.payload.ident,
-        source: event.payload.source,
-        flags: uapi::KEVENT_EDGE,
-        events: value,
-        user_data: event.payload.user_data,
-        ..Default::default()
-    });
-
-    UserSlice::new(to, size_of::<Ukevent>())
-        .writer()
-        .write(&event)
+/// What a program does to a source that it triggers.
+pub(crate) enum Trigger {
+    /// Report this.
+    Post(Update),
+    /// Change an event that was not collected yet to this.
+    Amend(Update),
 }
 
 #[vtable]
@@ -561,19 +758,26 @@ impl FileOperations for Queue {
     type Data = Arc<Self>;
 
     fn release(queue: Arc<Self>) {
-        let slots = queue.inner.lock().events.slots();
+        let ids = queue.inner.lock().events.ids();
 
-        for id in 0..slots {
+        for id in 0..ids {
             // If there is no reference to be had, the release of the file ends the registration.
-            let pinned = queue.inner.lock().events.item(id).and_then(|watch| {
-                // SAFETY: The registration is in the table, and the lock is held.
-                let file = unsafe { watch.handler().pin() }?;
+            let pinned = {
+                let inner = queue.inner.lock();
 
-                Some((watch.clone(), file))
-            });
+                inner.events.item(id).and_then(|source| {
+                    let payload = inner.events.payload(id)?;
+                    let key = source.key(payload);
 
-            if let Some((watch, _file)) = pinned {
-                fd::end(&watch);
+                    // SAFETY: The registration is in the table, and the lock is held.
+                    Some((key, unsafe { source.pin() }?))
+                })
+            };
+
+            if let Some((key, _file)) = pinned {
+                if let Some((_, source, _)) = queue.take_if(&key, |_, found| found == id) {
+                    source.finish();
+                }
             }
         }
     }
@@ -593,6 +797,79 @@ impl FileOperations for Queue {
     }
 
     fn mmap(queue: ArcBorrow<'_, Self>, vma: &VmaNew, offset: usize) -> Result {
-        queue.memory.map(vma, offset)
+        if offset == 0 {
+            return queue.header.map(vma);
+        }
+
+        let slots = offset
+            .checked_mul(PAGE_SIZE)
+            .filter(|bytes| bytes % OFF_SLOTS == 0)
+            .and_then(|bytes| u32::try_from(bytes / OFF_SLOTS).ok())
+            .ok_or(EINVAL)?;
+        let memory = queue.inner.lock().events.ring_slots(slots).cloned();
+
+        memory.ok_or(EINVAL)?.map(vma)
+    }
+
+    fn show_fdinfo(queue: ArcBorrow<'_, Self>, to: &SeqFile) {
+        let (slots, rings, posted, waiting, level, live, ids) = {
+            let inner = queue.inner.lock();
+            let events = &inner.events;
+
+            (
+                events.slots(),
+                events.rings(),
+                events.posted_at_most(),
+                events.waiting(),
+                events.level_ready(),
+                events.live(),
+                events.ids(),
+            )
+        };
+
+        seq_print!(to, "kevent-slots:\t{slots}\n");
+        seq_print!(to, "kevent-rings:\t{rings}\n");
+        seq_print!(to, "kevent-flags:\t{:x}\n", queue.header.flags());
+        seq_print!(to, "kevent-posted:\t{posted}\n");
+        seq_print!(to, "kevent-waiting:\t{waiting}\n");
+        seq_print!(to, "kevent-level:\t{level}\n");
+        seq_print!(to, "kevent-registrations:\t{live}\n");
+
+        for id in 0..ids {
+            let found = queue
+                .inner
+                .lock()
+                .events
+                .registration(id)
+                .map(|(terms, _, seen)| (terms, seen));
+            let Some((terms, seen)) = found else {
+                continue;
+            };
+            let state = match seen {
+                Seen::Idle => "idle",
+                Seen::Posted => "posted",
+                Seen::Waiting => "waiting",
+                Seen::Ready => "ready",
+                Seen::Disabled => "disabled",
+            };
+            let Terms {
+                payload,
+                interest,
+                flags,
+                ..
+            } = terms;
+
+            seq_print!(
+                to,
+                "source:{} ident:{} tag:{} events:{:x} flags:{:x} user_data:{:x} state:{}\n",
+                payload.source,
+                payload.ident,
+                payload.tag,
+                interest & !crate::abi::FD_HINT,
+                flags,
+                payload.user_data,
+                state
+            );
+        }
     }
 }

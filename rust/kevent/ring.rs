@@ -74,6 +74,11 @@ pub(crate) fn value_of(word: u64) -> u32 {
     (word >> VALUE_SHIFT) as u32
 }
 
+/// Returns `word` with another value.
+fn with_value(word: u64, value: u32) -> u64 {
+    word & !(u64::from(u32::MAX) << VALUE_SHIFT) | u64::from(value) << VALUE_SHIFT
+}
+
 /// What a slot says beside its word.  It does not change while the slot is unclaimed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Payload {
@@ -83,6 +88,47 @@ pub(crate) struct Payload {
     pub(crate) ident: u64,
     /// One of `KEVENT_SOURCE_*`.
     pub(crate) source: u16,
+    /// Tells registrations of one `source` and `ident` apart.
+    pub(crate) tag: u32,
+}
+
+/// The bit of a value that is not part of a count.
+const COUNT_FLAG: u32 = 1 << 31;
+
+/// What happened, and how it adds to what an unclaimed event says already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Update {
+    /// These bits became true.
+    Bits(u32),
+    /// It happened so many times more; the highest bit is a flag beside the count.
+    Count(u32),
+    /// This is the value now.
+    Value(u32),
+}
+
+impl Update {
+    /// Returns what is to be said, if `old` was said before; zero is nothing.
+    pub(crate) fn apply(self, old: u32) -> u32 {
+        match self {
+            Self::Bits(bits) => old | bits,
+            Self::Count(n) => {
+                // The counts are below 2^31 each, so the sum does not overflow.
+                let sum = (old & !COUNT_FLAG).wrapping_add(n & !COUNT_FLAG);
+
+                sum.min(!COUNT_FLAG) | (old | n) & COUNT_FLAG
+            }
+            Self::Value(value) => value,
+        }
+    }
+
+    /// Returns an update of the same kind.
+    pub(crate) fn with(self, value: u32) -> Self {
+        match self {
+            Self::Bits(_) => Self::Bits(value),
+            Self::Count(_) => Self::Count(value),
+            Self::Value(_) => Self::Value(value),
+        }
+    }
 }
 
 /// The memory that is shared with user space.
@@ -100,8 +146,6 @@ pub(crate) trait SlotMemory {
     fn write_payload(&self, slot: u32, payload: &Payload);
     /// Executes a full memory barrier.
     fn full_barrier(&self);
-    /// Tells the consumers whether events wait behind a full ring.
-    fn set_overflow(&self, on: bool);
 }
 
 /// Whose event a slot holds, as far as the kernel knows.
@@ -209,6 +253,11 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
         self.cancelled
     }
 
+    /// Returns whether all events were claimed, as far as the kernel knows; see [`Ring::advance`].
+    pub(crate) fn is_drained(&self) -> bool {
+        self.head == self.tail
+    }
+
     /// Returns at most how many events are unclaimed.
     pub(crate) fn unclaimed_at_most(&self) -> u64 {
         self.tail.wrapping_sub(self.head)
@@ -310,8 +359,14 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
         Some(slot)
     }
 
-    /// Adds `bits` to the event that the registration `id` has in `slot`, if it is unclaimed.
-    pub(crate) fn merge(&mut self, slot: u32, id: u32, bits: u32) -> Merge {
+    /// Returns whether the event that the registration `id` has in `slot` is unclaimed.
+    pub(crate) fn holds(&mut self, slot: u32, id: u32) -> bool {
+        self.unclaimed(slot)
+            .is_some_and(|record| record.owner == Owner::Registration(id))
+    }
+
+    /// Adds `update` to the event that the registration `id` has in `slot`, if it is unclaimed.
+    pub(crate) fn merge(&mut self, slot: u32, id: u32, update: Update) -> Merge {
         // (F) The state that the source reports must be visible to a consumer whose claim is not
         // visible at (G), in `unclaimed`.
         self.mem.full_barrier();
@@ -322,7 +377,7 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
             return Merge::Claimed;
         }
 
-        let word = record.word | u64::from(bits) << VALUE_SHIFT;
+        let word = with_value(record.word, update.apply(value_of(record.word)));
 
         if word == record.word || self.replace(slot, record, word) {
             Merge::Merged
@@ -333,19 +388,21 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
 
     /// Makes the event that the registration `id` has in `slot` one to be ignored, if it is
     /// unclaimed.  No later claim yields it.
-    pub(crate) fn cancel(&mut self, slot: u32, id: u32) {
-        let Some(record) = self.unclaimed(slot) else {
-            return;
-        };
+    ///
+    /// Returns what it said.
+    pub(crate) fn cancel(&mut self, slot: u32, id: u32) -> Option<u32> {
+        let record = self.unclaimed(slot)?;
 
-        if record.owner == Owner::Registration(id)
-            && self.replace(slot, record, claimed_word(record.word) | READY)
+        if record.owner != Owner::Registration(id)
+            || !self.replace(slot, record, with_value(record.word, 0))
         {
-            if let Some(record) = self.record(slot) {
-                record.owner = Owner::Cancelled;
-                self.cancelled = self.cancelled.wrapping_add(1);
-            }
+            return None;
         }
+        if let Some(record) = self.record(slot) {
+            record.owner = Owner::Cancelled;
+            self.cancelled = self.cancelled.wrapping_add(1);
+        }
+        Some(value_of(record.word))
     }
 
     /// Changes the word of an unclaimed slot.

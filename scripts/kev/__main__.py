@@ -23,6 +23,12 @@ def parser(verb, text, tree=True, icount=True):
     return result
 
 
+def positive(text):
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return int(text)
+
+
 def add_tree(result):
     result.add_argument("--tree", metavar="PATH",
                         help="a pristine Linux source tree (only read) to use as the base")
@@ -36,9 +42,16 @@ def main_demo(arguments):
 
 
 def main_test(arguments):
-    p = parser("test", "Run the tests. The last line printed is 'N passed, N failed'.")
+    p = parser("test", "Run the tests. The last line printed is 'N passed, N failed'.\n"
+               "The steps that take long are left out unless they are asked for.")
     p.add_argument("steps", nargs="*", metavar="STEP", help="only these steps (see --list)")
     p.add_argument("--list", action="store_true", help="list the steps")
+    p.add_argument("--long", action="store_true", help="all steps, with those that take long")
+    p.add_argument("--debug", action="store_true",
+                   help="only the selftests in a kernel with KASAN, lockdep and kmemleak, which "
+                        f"takes long (the same as the steps {', '.join(test.DEBUG_STEPS)})")
+    p.add_argument("--repeat", metavar="N", type=positive, default=1,
+                   help="run the selftests N times in each boot, and count each run")
     return test.command(p.parse_args(arguments))
 
 

@@ -3,13 +3,15 @@
 
 The guest shares one folder of the cache with the host, and leaves there what the
 commands printed, their exit status and the kernel log; nothing is read off the
-console. There is a time limit for the boot and another for the commands.
+console. There is a time limit for the boot, another for the commands, and one for
+commands that print nothing.
 """
 
 import json
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import subprocess
 import time
@@ -19,6 +21,7 @@ from pathlib import Path
 from kev import config, dmesg, setup, ui
 
 BOOT_LIMIT = 180
+MEMORY = "1G"
 KVM_PROBE_LIMIT = 20
 SHUTDOWN_LIMIT = 60
 
@@ -58,11 +61,12 @@ def read(path):
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def command(image, folder, kvm, icount=False, script=None):
-    """The vng command line."""
+def command(image, folder, kvm, icount=False, script=None, memory=MEMORY):
+    """The vng command line. The guest has two NUMA nodes, each with half of the memory."""
     options = [setup.vng(), "--run", image, "--force-9p", "--disable-microvm",
-               "--append", "root=/dev/root", "--append", "panic=-1", "--user", "root",
-               "--cpus", 1 if icount else 2, "--memory", "1G", "--rwdir", folder]
+               "--append", "root=/dev/root", "--append", "panic=-1",
+               "--append", "numa=fake=2", "--user", "root",
+               "--cpus", 1 if icount else 2, "--memory", memory, "--rwdir", folder]
     if not kvm or icount:
         options.append("--disable-kvm")
     if icount:
@@ -77,8 +81,17 @@ def environment():
     return config.environment(PATH=f"{config.VENV}/bin:{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
+def guest_environment(icount):
+    """What the programs in the guest get of the environment; KEVENT_SEED repeats random tests."""
+    found = {"KEVENT_ICOUNT": "1"} if icount else {}
+    if seed := os.environ.get("KEVENT_SEED"):
+        found["KEVENT_SEED"] = seed
+    return found
+
+
 def run_once(image, name, commands, release, limit, *, kvm=False, icount=False,
-             boot_limit=BOOT_LIMIT, title=None, state=lambda folder: ""):
+             boot_limit=BOOT_LIMIT, silence=None, memory=MEMORY, title=None,
+             state=lambda folder: ""):
     """Boot, run the shell text `commands`, power off; gives a Result."""
     folder = config.CACHE / "run" / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -86,17 +99,18 @@ def run_once(image, name, commands, release, limit, *, kvm=False, icount=False,
     marker = f"kevent-test-end-{secrets.token_hex(8)}"
     (folder / "commands").write_text(commands)
     script = folder / "guest.sh"
-    script.write_text(GUEST.format(folder=folder, marker=marker,
-                                   env="KEVENT_ICOUNT=1" if icount else ""))
+    script.write_text(GUEST.format(folder=folder, marker=marker, env=shlex.join(
+        f"{name}={value}" for name, value in guest_environment(icount).items())))
     # A copy, because a build may replace the image while the guest loads it.
     shutil.copyfile(image, folder / "bzImage")
     progress = ui.Progress(title or f"boot: {name}")
     with open(folder / "console", "wb") as console:
-        child = subprocess.Popen(command(folder / "bzImage", folder, kvm, icount, f"sh {script}"),
+        child = subprocess.Popen(command(folder / "bzImage", folder, kvm, icount,
+                                         f"sh {script}", memory),
                                  env=environment(), stdin=subprocess.DEVNULL, stdout=console,
                                  stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            why = wait(child, folder, boot_limit, limit, progress, state)
+            why = wait(child, folder, boot_limit, limit, progress, state, silence)
         finally:
             ui.stop(child)
     (folder / "bzImage").unlink()
@@ -115,11 +129,19 @@ def run_once(image, name, commands, release, limit, *, kvm=False, icount=False,
                   why if status is None else "")
 
 
-def wait(child, folder, boot_limit, limit, progress, state):
-    """Wait for the phases of a boot; gives why it did not end by itself, or ''."""
+def size(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def wait(child, folder, boot_limit, limit, progress, state, silence=None):
+    """Wait for the phases of a boot; gives why it did not end by itself, or ''.
+
+    `silence` is how many seconds the commands may print nothing.
+    """
     for phase, mark, seconds in (("boot", "started", boot_limit), ("commands", "finished", limit),
                                  ("shutdown", None, SHUTDOWN_LIMIT)):
-        start = time.monotonic()
+        start = heard = time.monotonic()
+        printed = 0
         while not (mark and (folder / mark).exists()):
             if child.poll() is not None:
                 if (folder / "finished").exists():
@@ -127,6 +149,11 @@ def wait(child, folder, boot_limit, limit, progress, state):
                 return f"the guest stopped in the phase '{phase}'"
             if time.monotonic() - start > seconds:
                 return f"time limit: the phase '{phase}' took more than {seconds} s"
+            if phase == "commands" and silence:
+                if size(folder / "output") != printed:
+                    printed, heard = size(folder / "output"), time.monotonic()
+                elif time.monotonic() - heard > silence:
+                    return f"time limit: the commands printed nothing for {silence} s"
             progress.update(f"{phase} {state(folder)}".strip() + ",")
             time.sleep(0.2)
     return ""

@@ -13,9 +13,12 @@ from pathlib import Path
 from kev import config, series, setup, tree, ui
 
 TEST_CONFIG = config.SCRIPTS / "test.config"
+DEBUG_CONFIG = config.SCRIPTS / "debug.config"
 FRAGMENT = config.CHECKOUT / "Kconfig.fragment"
 SELFTESTS_CONFIG = config.CHECKOUT / "selftests/config"
 SELFTESTS = "tools/testing/selftests/kevent"
+#: The harness converts every pointer that it compares to the largest integer.
+SELFTESTS_CFLAGS = {64: ["-m64"], 32: ["-m32", "-Wno-pointer-to-int-cast"]}
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ def options(path):
     return found
 
 
+def asked(fragments):
+    """{option: value} that the fragments ask for together; the last one wins, as in merging."""
+    return {name: value for fragment in fragments for name, value in options(fragment).items()}
+
+
 def configure(source, out, fragments):
     """tinyconfig plus the fragments; every option asked for must really be set."""
     log, env = config.log("configure"), environment()
@@ -71,12 +79,12 @@ def configure(source, out, fragments):
            cwd=source, append=True)
     ui.run(make(source, out, "olddefconfig"), "build: olddefconfig", log, env=env, append=True)
     real = options(out / ".config")
-    wrong = [f"CONFIG_{name}={value}" for fragment in fragments
-             for name, value in options(fragment).items() if real.get(name, "n") != value]
+    wrong = [f"CONFIG_{name}={value}" for name, value in asked(fragments).items()
+             if real.get(name, "n") != value]
     if wrong:
         raise ui.Failure("options did not take effect", ", ".join(wrong),
-                         "add what they depend on to scripts/test.config (make menuconfig in "
-                         f"{out} shows it)", log)
+                         f"add what they depend on to scripts/{fragments[0].name} "
+                         f"(make menuconfig in {out} shows it)", log)
 
 
 def kernel(source, out, fragments, name="build"):
@@ -108,28 +116,31 @@ def out_folder(base, name="test"):
     return config.cache("build") / f"{base.repo.name}-{name}-{key}"
 
 
-def patched(user_tree=None):
-    """The kernel with the series, built."""
+def patched(user_tree=None, debug=False):
+    """The kernel with the series, built; with `debug`, to find mistakes in a slow one."""
     setup.toolchain()
     base = tree.get(user_tree, series.applies)
     source = base.checkout(series.applied(base))
-    return kernel(source, out_folder(base),
-                  [TEST_CONFIG, FRAGMENT, SELFTESTS_CONFIG])
+    return kernel(source, out_folder(base, "debug" if debug else "test"),
+                  [TEST_CONFIG, *([DEBUG_CONFIG] if debug else []), FRAGMENT, SELFTESTS_CONFIG],
+                  "build-debug" if debug else "build")
 
 
-def selftests(kernel):
-    """Build the selftests of the patched tree; gives their programs."""
+def selftests(kernel, bits=64):
+    """Build the selftests of the patched tree, as programs of so many bits; gives them."""
     folder = kernel.source / SELFTESTS
     if not (folder / "Makefile").exists():
         raise ui.Failure("the patched tree has no selftests", f"no {SELFTESTS}/Makefile",
                          "scripts/series check")
-    log, out = config.log("selftests-build"), kernel.out / "kselftest/kevent"
+    log = config.log("selftests-build")
+    out = kernel.out / "kselftest" / ("kevent" if bits == 64 else f"kevent{bits}")
     ui.run(make(kernel.source, kernel.out, "headers"), "selftests: headers", log,
            env=environment())
     out.mkdir(parents=True, exist_ok=True)
     command = ["make", "-C", folder, f"OUTPUT={out}", f"-j{config.jobs()}",
-               f"KHDR_INCLUDES=-isystem {kernel.out}/usr/include"]
-    ui.run(command, "selftests: building", log, append=True)
+               f"KHDR_INCLUDES=-isystem {kernel.out}/usr/include",
+               f"USERCFLAGS={' '.join(SELFTESTS_CFLAGS[bits])}"]
+    ui.run(command, f"selftests: building, {bits} bits", log, append=True)
     listing = ui.output([*command, "-s", "--no-print-directory",
                          "--eval=kevent-list: ; @echo $(TEST_GEN_PROGS) $(TEST_PROGS)",
                          "kevent-list"])

@@ -25,6 +25,10 @@ PACKAGES = {
 RUST_PACKAGES = ["rustc-web", "rust-web-src", "rustfmt-web", "rust-web-clippy", "cargo-web"]
 LLVM_PACKAGES = ["clang-{0}", "lld-{0}", "llvm-{0}", "libclang-{0}-dev"]
 LLVM_VERSIONS = range(22, 16, -1)
+#: For 32-bit programs; {0} is gcc's version. Not gcc-multilib: it conflicts with every
+#: cross compiler, so installing it could remove some.
+PACKAGES_32 = ["libc6-dev-i386", "lib32gcc-{0}-dev"]
+LOADER_32 = Path("/lib/ld-linux.so.2")
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,32 @@ def packages(kind):
     if missing:
         raise ui.Failure("programs are missing", ", ".join(missing),
                          "install them with your distribution's package manager")
+
+
+def links_32():
+    """Can gcc make 32-bit programs, and is their loader here, which the guest uses, too?"""
+    program = config.cache("tmp") / "links-32"
+    done = subprocess.run(["gcc", "-m32", "-pthread", "-x", "c", "-", "-o", program],
+                          input="#include <stdio.h>\nint main(void) { return !puts(\"\"); }\n",
+                          capture_output=True, text=True, env=config.environment())
+    program.unlink(missing_ok=True)
+    return done.returncode == 0 and LOADER_32.exists()
+
+
+@functools.cache
+def why_not_32():
+    """Why this machine cannot have 32-bit programs; '' if it can. Installs what they need."""
+    packages("build")
+    if links_32():
+        return ""
+    names = [x.format(number(version_of("gcc"))[0]) for x in PACKAGES_32]
+    if not (shutil.which("dpkg-query") and shutil.which("apt-get")):
+        return "gcc -m32 does not work; install the 32-bit libc and libgcc"
+    try:
+        install(names)
+    except ui.Failure as failure:
+        return " ".join(f"{failure.what}: {failure.why}".split())
+    return "" if links_32() else f"gcc -m32 does not work, even with {' and '.join(names)}"
 
 
 def find_llvm():
@@ -218,3 +248,4 @@ def table(rows):
 def everything():
     toolchain()
     vng()
+    ui.say(f"  {'32 bits':10} {why_not_32() or 'gcc -m32 works'}")

@@ -11,7 +11,7 @@ import time
 import unittest
 from pathlib import Path
 
-from kev import boot, build, config, demo, series, setup, tree, ui
+from kev import behaviours, boot, build, config, debug, demo, series, setup, tree, ui
 
 TOOLS = config.CHECKOUT / "tools"
 #: Seconds for one cargo test command, for one selftest program in the guest, and
@@ -19,6 +19,11 @@ TOOLS = config.CHECKOUT / "tools"
 HOST_LIMIT = 1200
 PROGRAM_LIMIT = 120
 DEMO_LIMIT = 300
+#: How much longer a program, and the boot, may take in the debug kernel; what kmemleak
+#: may take to look for leaks, before and after; and the guest's memory.
+DEBUG_SLOWNESS = 5
+KMEMLEAK_LIMIT = 1200
+DEBUG_MEMORY = "2G"
 SHORT_DEMO = ["--connections", "50", "--requests", "20"]
 
 
@@ -40,7 +45,17 @@ class Tally:
         if not problems:
             ui.say(f"  ok    {name}")
             return self.passes()
-        self.fails("\n        ".join([name, *problems[:20]]))
+        more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
+        self.fails("\n        ".join([name, *problems[:20], *more]))
+
+    def skips(self, what):
+        self.skipped += 1
+        ui.say(f"  skip  {what}")
+
+    def adds(self, other):
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
 
     def counts(self):
         text = f"{self.passed} passed, {self.failed} failed"
@@ -63,6 +78,10 @@ def need(function, *args):
     return value
 
 
+def patched(options, debug=False):
+    return need(build.patched, options.tree, debug)
+
+
 # ---- the steps ---------------------------------------------------------------
 
 def step_setup(tally, options):
@@ -83,6 +102,16 @@ def step_scripts(tally, options):
         tally.fails(f"{test}: {trace.strip().splitlines()[-1]}")
     tally.skipped += len(result.skipped)
     tally.passes(result.testsRun - len(bad) - len(result.skipped))
+
+
+def step_behaviours(tally, options):
+    """kevent.rst names every selftest, and none that is not there"""
+    tests, problems = behaviours.read()
+    missing, unknown = behaviours.compare(tests, behaviours.DOCUMENT.read_text())
+    tally.judge("every selftest can be read, and is built",
+                problems or ([] if tests else ["there is none"]))
+    tally.judge("every selftest is in the documentation", missing)
+    tally.judge("every name in the documentation is a selftest", unknown)
 
 
 def cargo_test(tally, title, arguments, **extra):
@@ -154,12 +183,12 @@ def drift_test(base):
 
 def step_build(tally, options):
     """the kernel with the series"""
-    kernel = need(build.patched, options.tree)
+    kernel = patched(options)
     ui.say(f"  {kernel.release}: {kernel.image}")
     tally.passes()
 
 
-def tap(text, status):
+def tap(text, status, limit=PROGRAM_LIMIT):
     """(passed, skipped, failures) of a program that printed TAP and exited with `status`."""
     lines = re.findall(r"^(ok|not ok)\b *\d*(.*)$", text, re.M)
     failures = [f"not ok {name.strip()}" for verdict, name in lines
@@ -175,39 +204,91 @@ def tap(text, status):
     if not status:
         failures.append("did not run, or did not end")
     elif status == "124":
-        failures.append(f"took more than {PROGRAM_LIMIT} s")
+        failures.append(f"took more than {limit} s")
     elif status not in ("0", "4") and not failures:
         failures.append(f"exit status {status}")
     return len(lines) - skipped - sum(f.startswith("not ok") for f in failures), skipped, failures
 
 
-def step_selftests(tally, options):
-    """the kselftests in a guest"""
-    kernel = need(build.patched, options.tree)
-    programs = build.selftests(kernel)
-    if not programs:
-        raise ui.Failure("there are no selftests", "TEST_GEN_PROGS is empty",
-                         "see selftests/Makefile")
-    commands = "".join(
-        f"echo {p.name}\n(cd {p.parent} && exec timeout -k 5 {PROGRAM_LIMIT} ./{p.name})"
-        f" >{p.name}.tap 2>&1\necho $? >{p.name}.status\n" for p in programs)
-    result = boot.run(kernel, "selftests", commands, PROGRAM_LIMIT * len(programs),
-                      icount=options.icount, title="selftests: boot and run",
-                      state=lambda folder: (boot.read(folder / "output").split() or [""])[-1])
+def suite(programs, runs, limit):
+    """The shell text that runs the programs, `runs` times; run 1 leaves its files in run-1/."""
+    once = "".join(
+        f'echo "{p.name}, run $run of {runs}"\n'
+        f"(cd {p.parent} && exec timeout -k 5 {limit} ./{p.name}) >$to/{p.name}.tap 2>&1\n"
+        f"echo $? >$to/{p.name}.status\n" for p in programs)
+    return f"run=1\nwhile [ $run -le {runs} ]; do\nto=run-$run\nmkdir -p $to\n{once}" \
+           "run=$((run + 1))\ndone\n"
+
+
+def judge_run(folder, programs, limit, quiet=False):
+    """The Tally of one run of the selftests; with `quiet`, only what is wrong is printed."""
+    tally = Tally()
     for program in programs:
-        output = result.folder / f"{program.name}.tap"
+        output = folder / f"{program.name}.tap"
         passed, skipped, failures = tap(
-            boot.read(output), boot.read(result.folder / f"{program.name}.status").strip())
+            boot.read(output), boot.read(folder / f"{program.name}.status").strip(), limit)
         if skipped and not passed and not failures:
             # As on a kernel without kevent; this one is meant to have it.
             failures.append("skipped all of its tests")
-        ui.say(f"  {'FAIL' if failures else 'ok':5} {program.name}: {passed} passed"
-               + (f", {skipped} skipped" if skipped else ""))
+        if failures or not quiet:
+            ui.say(f"  {'FAIL' if failures else 'ok':5} {program.name}: {passed} passed"
+                   + (f", {skipped} skipped" if skipped else ""))
         tally.passes(passed)
         tally.skipped += skipped
         for failure in failures:
             tally.fails(f"{program.name}: {failure} ({output})")
+    return tally
+
+
+def judge_runs(tally, folder, programs, runs, limit):
+    """Count every run that began; those that did not are one failure."""
+    for run in range(1, runs + 1):
+        if run > 1 and not (folder / f"run-{run}").exists():
+            return tally.fails(f"the guest stopped in run {run - 1} of {runs}")
+        one = judge_run(folder / f"run-{run}", programs, limit, quiet=runs > 1)
+        if runs > 1:
+            ui.say(f"  {'FAIL' if one.failed else 'ok':5} run {run} of {runs}: {one.counts()}")
+        tally.adds(one)
+
+
+def selftests(tally, options, name, bits=64, debugging=False):
+    """Build the selftests, run them in a guest as often as asked for, judge them and the log."""
+    if bits == 32 and (why := setup.why_not_32()):
+        return tally.skips(f"32-bit programs: {why}")
+    kernel = patched(options, debugging)
+    programs = build.selftests(kernel, bits)
+    if not programs:
+        raise ui.Failure("there are no selftests", "TEST_GEN_PROGS is empty",
+                         "see selftests/Makefile")
+    limit = PROGRAM_LIMIT * (DEBUG_SLOWNESS if debugging else 1)
+    total = limit * len(programs) * options.repeat
+    commands = suite(programs, options.repeat, limit)
+    extra = {}
+    if debugging:
+        commands = debug.BEFORE + commands + debug.AFTER
+        total += 2 * KMEMLEAK_LIMIT
+        extra = {"boot_limit": boot.BOOT_LIMIT * DEBUG_SLOWNESS, "memory": DEBUG_MEMORY}
+    result = boot.run(kernel, name, commands, total, icount=options.icount,
+                      silence=max(limit + 60, KMEMLEAK_LIMIT if debugging else 0),
+                      title=f"{name}: boot and run",
+                      state=lambda folder: (boot.read(folder / "output").splitlines() or [""])[-1],
+                      **extra)
+    judge_runs(tally, result.folder, programs, options.repeat, limit)
+    if debugging:
+        tally.judge("KASAN, lockdep and kmemleak were on", debug.aids(result.folder))
+        tally.judge("no memory is lost", debug.kmemleak(result.folder))
+        result = debug.log_only(result)
     clean_log(tally, result)
+
+
+def step_selftests(tally, options):
+    """the kselftests in a guest"""
+    selftests(tally, options, "selftests")
+
+
+def step_selftests32(tally, options):
+    """the same kselftests as 32-bit programs"""
+    selftests(tally, options, "selftests32", bits=32)
 
 
 def clean_log(tally, result):
@@ -217,28 +298,51 @@ def clean_log(tally, result):
 
 def step_demo(tally, options):
     """the demo in a guest: no event lost, clean log"""
-    kernel = need(build.patched, options.tree)
+    kernel = patched(options)
     result, (events, calls, lost) = demo.run(kernel, SHORT_DEMO, options.icount, DEMO_LIMIT)
     ui.say(f"  ok    {events} events, {calls} collecting system calls, {lost} lost")
     tally.passes()
     clean_log(tally, result)
 
 
+def step_debug(tally, options):
+    """the kselftests in a kernel with KASAN, lockdep and kmemleak"""
+    selftests(tally, options, "debug", debugging=True)
+
+
+def step_debug32(tally, options):
+    """the same kselftests as 32-bit programs, in that kernel"""
+    selftests(tally, options, "debug32", bits=32, debugging=True)
+
+
 STEPS = {name.removeprefix("step_"): function for name, function in list(globals().items())
          if name.startswith("step_")}
+DEBUG_STEPS = ("debug", "debug32")
+#: Steps that run only when they are asked for.
+LONG_STEPS = DEBUG_STEPS
+
+
+def chosen(options):
+    """The names of the steps to run."""
+    if options.long and (options.steps or options.debug):
+        raise ui.Failure("--long runs every step", "so there is nothing to choose",
+                         "scripts/test --long, or scripts/test STEP ...")
+    named = list(dict.fromkeys([*options.steps, *(DEBUG_STEPS if options.debug else ())]))
+    for name in named:
+        if name not in STEPS:
+            raise ui.Failure(f"no step is called {name}", "", "scripts/test --list")
+    return named or [name for name in STEPS if options.long or name not in LONG_STEPS]
 
 
 def command(options):
-    """Run the steps that were named, or all; gives the exit status."""
+    """Run the steps that were chosen; gives the exit status."""
     if options.list:
         for name, function in STEPS.items():
-            ui.say(f"{name:10} {function.__doc__}")
+            ui.say(f"{name:11} {function.__doc__}"
+                   + (" (takes long)" if name in LONG_STEPS else ""))
         return 0
-    unknown = [n for n in options.steps if n not in STEPS]
-    if unknown:
-        raise ui.Failure(f"no step is called {unknown[0]}", "", "scripts/test --list")
     rows, total = [], Tally()
-    for name in options.steps or STEPS:
+    for name in chosen(options):
         ui.say(f"\n== {name}: {STEPS[name].__doc__}")
         tally, start = Tally(), time.monotonic()
         try:
@@ -251,11 +355,9 @@ def command(options):
         if not tally.passed + tally.failed + tally.skipped:
             tally.fails(f"{name}: no test ran")
         rows.append((name, tally, ui.duration(time.monotonic() - start)))
-        total.passed += tally.passed
-        total.failed += tally.failed
-        total.skipped += tally.skipped
+        total.adds(tally)
     ui.say()
     for name, tally, elapsed in rows:
-        ui.say(f"{'FAIL' if tally.failed else 'ok':5} {name:10} {elapsed:>7}  {tally.counts()}")
+        ui.say(f"{'FAIL' if tally.failed else 'ok':5} {name:11} {elapsed:>7}  {tally.counts()}")
     ui.say(total.counts())
     return 1 if total.failed else 0

@@ -3,18 +3,51 @@
 #define _LINUX_KEVENT_H
 
 #include <linux/fs.h>
+#include <linux/ktime.h>
 #include <uapi/linux/kevent.h>
 
 #ifdef CONFIG_KEVENT
 
+/**
+ * struct kevent_limit - how long to wait
+ * @none: for ever
+ * @clock: the clock
+ * @expires: until it shows this; zero is over already
+ * @slack: by how many nanoseconds it may be later
+ */
+struct kevent_limit {
+	bool none;
+	clockid_t clock;
+	ktime_t expires;
+	u64 slack;
+};
+
+/**
+ * struct kevent_getargs - arguments of kevent_getevents(), checked
+ * @events: where to copy events
+ * @min_events: how many to wait for
+ * @max_events: how many to copy
+ * @timeout: how long to wait
+ * @min_wait: how long to wait for more than one
+ */
+struct kevent_getargs {
+	struct ukevent __user *events;
+	unsigned int min_events;
+	unsigned int max_events;
+	struct kevent_limit timeout;
+	struct kevent_limit min_wait;
+};
+
+struct user_struct;
+
 /* Implemented in Rust, for C; see fs/kevent/exports.rs. */
 int kevent_rs_setup(void);
+void kevent_rs_clock_was_set(void);
 struct file *kevent_rs_create(struct kevent_params *params);
 int kevent_rs_ctl(struct file *kfile, struct ukevent __user *changes,
-		  unsigned int nr, unsigned int flags);
-int kevent_rs_getevents(struct file *kfile, struct ukevent __user *events,
-			unsigned int min_events, unsigned int max_events,
-			const ktime_t *expires, u64 slack);
+		  unsigned int nr, unsigned int flags, int *error);
+int kevent_rs_check(struct file *kfile, const struct kevent_getargs *args);
+int kevent_rs_getevents(struct file *kfile, const struct kevent_getargs *args);
 void kevent_rs_release(struct file *file);
 void kevent_rs_fd_closed(struct file *file, fl_owner_t id);
 
@@ -23,6 +56,12 @@ bool kevent_is_aggregator(struct file *file);
 void kevent_mark_watched(struct file *file);
 bool kevent_fd_refers_to(struct files_struct *files, unsigned int fd,
 			 const struct file *file);
+
+struct user_struct *kevent_get_user(void);
+bool kevent_charge_user(struct user_struct *user);
+void kevent_uncharge_user(struct user_struct *user);
+bool kevent_node_has_memory(unsigned int node);
+ktime_t kevent_realtime_offset(void);
 
 /* The last reference to @file is gone: whatever watches it must end. */
 static inline void kevent_release(struct file *file)
@@ -41,10 +80,16 @@ static inline void kevent_fd_closed(struct file *file, fl_owner_t id)
 		kevent_rs_fd_closed(file, id);
 }
 
+/* CLOCK_REALTIME was set, or the system resumed. */
+void kevent_clock_was_set(void);
+void kevent_resume(void);
+
 #else
 
 static inline void kevent_release(struct file *file) {}
 static inline void kevent_fd_closed(struct file *file, fl_owner_t id) {}
+static inline void kevent_clock_was_set(void) {}
+static inline void kevent_resume(void) {}
 
 #endif /* CONFIG_KEVENT */
 

@@ -16,6 +16,7 @@ use crate::{
     fs::File,
     mm::virt::VmaNew,
     prelude::*,
+    seq_file::SeqFile,
     sync::{
         aref::ARef,
         poll::PollTable, //
@@ -56,6 +57,11 @@ pub trait FileOperations: Sized {
     ) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
+
+    /// Writes what `/proc/PID/fdinfo` shall say of the file.  May sleep.
+    fn show_fdinfo(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>, _to: &SeqFile) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 }
 
 /// The table of the operations of a kind of files.
@@ -79,6 +85,11 @@ impl<T: FileOperations> FileOperationsTable<T> {
                 release: Some(Self::release),
                 poll: if T::HAS_POLL { Some(Self::poll) } else { None },
                 mmap: if T::HAS_MMAP { Some(Self::mmap) } else { None },
+                show_fdinfo: if T::HAS_SHOW_FDINFO {
+                    Some(Self::show_fdinfo)
+                } else {
+                    None
+                },
                 ..pin_init::zeroed()
             },
             _operations: PhantomData,
@@ -167,5 +178,16 @@ impl<T: FileOperations> FileOperationsTable<T> {
             Ok(()) => 0,
             Err(error) => error.to_errno(),
         }
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be a file of this kind, `to` a valid sequential file that nobody else uses.
+    unsafe extern "C" fn show_fdinfo(to: *mut bindings::seq_file, file: *mut bindings::file) {
+        // SAFETY: The data was made by `into_foreign` in `create`.
+        let data = unsafe { T::Data::borrow((*file).private_data) };
+
+        // SAFETY: By the requirements.
+        T::show_fdinfo(data, unsafe { SeqFile::from_raw(to) });
     }
 }

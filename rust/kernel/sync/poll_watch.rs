@@ -65,6 +65,8 @@ pub mod mask {
     pub const IN: u32 = bindings::EPOLLIN;
     /// There is something to read; the normal band.
     pub const RDNORM: u32 = bindings::EPOLLRDNORM;
+    /// Something can be written.
+    pub const OUT: u32 = bindings::EPOLLOUT;
     /// An error happened; reported whether asked for or not.
     pub const ERR: u32 = bindings::EPOLLERR;
     /// The other side hung up; reported whether asked for or not.
@@ -96,7 +98,20 @@ pub trait PollHandler: Send + Sync {
     ///
     /// Called under the lock of a wait queue of the file, in any context, with or without
     /// interrupts disabled.  It must not sleep, nor poll the file, nor wake that queue.
-    fn woken(&self, events: u32);
+    ///
+    /// Returns whether somebody was woken to deal with it; see [`Sharing`].
+    fn woken(&self, events: u32) -> bool;
+}
+
+/// Whom a wake-up is for, if a file wakes one of several watches only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// All watches of this kind are told.
+    All,
+    /// Of the watches of this kind, the first whose handler has somebody to deal with it.
+    First,
+    /// As [`Sharing::First`], but then it is the last to be asked next time.
+    Turns,
 }
 
 /// An entry in a wait queue of a watched file.
@@ -110,6 +125,7 @@ struct Entry<H: PollHandler> {
     wait: Opaque<bindings::wait_queue_entry>,
     queue: Atomic<*mut bindings::wait_queue_head>,
     watch: *const PollWatch<H>,
+    sharing: Sharing,
     /// The next entry of the same watch.
     next: Option<KBox<Entry<H>>>,
 }
@@ -138,12 +154,13 @@ unsafe impl<H: PollHandler> Send for PollWatch<H> {}
 unsafe impl<H: PollHandler> Sync for PollWatch<H> {}
 
 impl<H: PollHandler> Entry<H> {
-    fn new(watch: *const PollWatch<H>, next: Option<KBox<Self>>) -> Self {
+    fn new(watch: *const PollWatch<H>, sharing: Sharing, next: Option<KBox<Self>>) -> Self {
         // INVARIANT: Not in a queue.
         Self {
             wait: Opaque::uninit(),
             queue: Atomic::new(ptr::null_mut()),
             watch,
+            sharing,
             next,
         }
     }
@@ -169,7 +186,12 @@ impl<H: PollHandler> Entry<H> {
         // INVARIANT: It is in the queue right below; until then no callback looks.
         self.queue.store(queue, Relaxed);
         // SAFETY: Queue and entry are valid, by the requirements.
-        unsafe { bindings::add_wait_queue(queue, wait) };
+        unsafe {
+            match self.sharing {
+                Sharing::All => bindings::add_wait_queue(queue, wait),
+                Sharing::First | Sharing::Turns => bindings::add_wait_queue_exclusive(queue, wait),
+            }
+        }
     }
 
     /// Leaves the queue.
@@ -205,7 +227,7 @@ impl<H: PollHandler> Entry<H> {
         let key = key.addr() as u32;
 
         // SAFETY: The entry is in a queue, so its watch is alive.
-        unsafe { (*(*entry).watch).handler.woken(key & !mask::POLLFREE) };
+        let dealt_with = unsafe { (*(*entry).watch).handler.woken(key & !mask::POLLFREE) };
 
         if key & mask::POLLFREE != 0 {
             // Whoever has loaded the queue already waits for its lock, and will take the entry off
@@ -218,8 +240,31 @@ impl<H: PollHandler> Entry<H> {
             // SAFETY: The entry is alive: it is freed after a grace period, and interrupts are
             // disabled.
             unsafe { (*entry).queue.store(ptr::null_mut(), Release) };
+        } else if dealt_with {
+            // SAFETY: The entry is in the queue, whose lock is held.
+            unsafe { Self::take_turn(entry) };
         }
-        1
+        dealt_with.into()
+    }
+
+    /// Goes to the end of the queue, if it is of those that take turns.
+    ///
+    /// # Safety
+    ///
+    /// The entry must be in its queue, whose lock must be held.
+    unsafe fn take_turn(entry: *mut Self) {
+        // SAFETY: The entry is valid, by the requirements.
+        let (sharing, queue) = unsafe { ((*entry).sharing, (*entry).queue.load(Relaxed)) };
+
+        if sharing == Sharing::Turns && !queue.is_null() {
+            // SAFETY: Queue and entry are valid, and the lock is held.
+            unsafe {
+                let list = &raw mut (*(*entry).wait.get()).entry;
+
+                bindings::list_del_init(list);
+                bindings::list_add_tail(list, &raw mut (*queue).head);
+            }
+        }
     }
 }
 
@@ -228,6 +273,7 @@ impl<H: PollHandler> Entry<H> {
 struct Table<H: PollHandler> {
     table: bindings::poll_table,
     watch: *const PollWatch<H>,
+    sharing: Sharing,
     /// Whether the first entry is in use.
     entered: bool,
     result: Result,
@@ -262,7 +308,7 @@ impl<H: PollHandler> Table<H> {
 
         match KBox::new_uninit(GFP_KERNEL_ACCOUNT) {
             Ok(room) => {
-                let entry = KBox::write(room, Entry::new(watch, more.take()));
+                let entry = KBox::write(room, Entry::new(watch, this.sharing, more.take()));
 
                 // SAFETY: As above; the contents of a box do not move.
                 unsafe { entry.enter(queue) };
@@ -275,10 +321,10 @@ impl<H: PollHandler> Table<H> {
 
 impl<H: PollHandler> PollWatch<H> {
     /// Constructs a watch that watches nothing yet.
-    pub fn new(handler: H) -> impl PinInit<Self> {
+    pub fn new(handler: H, sharing: Sharing) -> impl PinInit<Self> {
         // INVARIANT: The entry points to its watch.
         pin_init!(&this in Self {
-            first: Entry::new(this.as_ptr(), None),
+            first: Entry::new(this.as_ptr(), sharing, None),
             more: UnsafeCell::new(None),
             handler,
             rcu: RcuHead::new(),
@@ -311,6 +357,7 @@ impl<H: PollHandler> PollWatch<H> {
                 _key: interest,
             },
             watch: &raw const **this,
+            sharing: this.first.sharing,
             entered: false,
             result: Ok(()),
         };

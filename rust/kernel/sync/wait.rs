@@ -12,6 +12,7 @@
 
 use crate::{
     bindings,
+    interrupt::local_interrupt_disable,
     prelude::*,
     sync::LockClassKey,
     types::Opaque, //
@@ -39,13 +40,24 @@ pub enum Deadline {
     Now,
     /// Never.
     Never,
-    /// At a time of `CLOCK_MONOTONIC` in nanoseconds, or up to `slack` nanoseconds later.
+    /// At a time of a clock in nanoseconds, or up to `slack` nanoseconds later.
     At {
         /// The time.
         expires: i64,
         /// By how much it may be late, to save timer interrupts.
         slack: u64,
+        /// The clock: one of `CLOCK_*` that an hrtimer can have.
+        clock: i32,
     },
+}
+
+/// Which of the waiters a wake-up for one goes to, if it is enough for several of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The one that has waited for the longest time.
+    Fifo,
+    /// The one that came last.
+    Lifo,
 }
 
 /// A waiter that is woken by keys that are not below its threshold.
@@ -130,18 +142,28 @@ impl WaitQueueHead {
 
     /// Wakes all waiters that are not exclusive, and one that is.
     ///
-    /// What the key means is between those who wait and those who wake.  Can be called in any
-    /// context.
+    /// What the key means is between those who wait and those who wake.  Returns whether an
+    /// exclusive one was woken.  Can be called in any context.
     #[inline]
-    pub fn wake_one(&self, key: usize) {
+    pub fn wake_one(&self, key: usize) -> bool {
+        self.wake(1, key) > 0
+    }
+
+    /// Wakes all waiters.  Can be called in any context.
+    pub fn wake_all(&self, key: usize) {
+        self.wake(0, key);
+    }
+
+    #[inline]
+    fn wake(&self, exclusive: c_int, key: usize) -> c_int {
         // SAFETY: The queue is initialised and pinned; the key is not dereferenced.
         unsafe {
             bindings::__wake_up(
                 self.as_ptr(),
                 bindings::TASK_NORMAL,
-                1,
+                exclusive,
                 ptr::without_provenance_mut(key),
-            );
+            )
         }
     }
 
@@ -156,6 +178,7 @@ impl WaitQueueHead {
     pub fn wait_exclusive<R>(
         &self,
         threshold: usize,
+        order: Order,
         deadline: Deadline,
         mut condition: impl FnMut() -> Option<R>,
     ) -> Result<Option<R>> {
@@ -180,6 +203,10 @@ impl WaitQueueHead {
         }
 
         let result = loop {
+            if order == Order::Lifo {
+                // SAFETY: Queue and entry are initialised; `finish_wait()` is called below.
+                unsafe { self.enter_first(entry) };
+            }
             // INVARIANT: The entry is in a `Waiter`.
             // SAFETY: Queue and entry are initialised; `finish_wait()` is called below.
             let signalled = unsafe {
@@ -206,15 +233,42 @@ impl WaitQueueHead {
         unsafe { bindings::finish_wait(self.as_ptr(), entry) };
         result
     }
+
+    /// Puts `entry` before all others, unless it is in the queue.
+    ///
+    /// # Safety
+    ///
+    /// Queue and entry must be initialised; the entry must be that of a [`Waiter`], and must not
+    /// move before it is off the queue again.
+    unsafe fn enter_first(&self, entry: *mut bindings::wait_queue_entry) {
+        let _irq = local_interrupt_disable();
+        let queue = self.as_ptr();
+
+        // SAFETY: The queue is initialised.
+        unsafe { bindings::spin_lock(&raw mut (*queue).lock) };
+        // SAFETY: The entry is initialised, and the lock is held.
+        unsafe {
+            if ptr::eq((*entry).entry.next, &raw const (*entry).entry) {
+                bindings::__add_wait_queue_exclusive(queue, entry);
+            }
+        }
+        // SAFETY: The lock was taken above.
+        unsafe { bindings::spin_unlock(&raw mut (*queue).lock) };
+    }
 }
 
 /// Sleeps until the task is woken, and returns whether that was because of the deadline.
 ///
 /// The task's state must have been set.
 fn sleep_until(deadline: Deadline) -> bool {
-    let (mut expires, slack) = match deadline {
-        Deadline::At { expires, slack } => (Some(expires), slack),
-        Deadline::Now | Deadline::Never => (None, 0),
+    let (mut expires, slack, clock) = match deadline {
+        Deadline::At {
+            expires,
+            slack,
+            clock,
+        } => (Some(expires), slack, clock),
+        // CAST: It is a small number.
+        Deadline::Now | Deadline::Never => (None, 0, bindings::CLOCK_MONOTONIC as i32),
     };
     let expires = match &mut expires {
         Some(expires) => ptr::from_mut(expires),
@@ -223,7 +277,11 @@ fn sleep_until(deadline: Deadline) -> bool {
 
     // SAFETY: `expires` is null, for a sleep without end, or points to a time.
     unsafe {
-        bindings::schedule_hrtimeout_range(expires, slack, bindings::hrtimer_mode_HRTIMER_MODE_ABS)
-            == 0
+        bindings::schedule_hrtimeout_range_clock(
+            expires,
+            slack,
+            bindings::hrtimer_mode_HRTIMER_MODE_ABS,
+            clock,
+        ) == 0
     }
 }

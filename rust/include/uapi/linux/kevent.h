@@ -29,44 +29,66 @@
 
 /**
  * struct kevent_params - argument of kevent_init(), extensible by its size
- * @flags: in: must be zero
+ * @flags: in: KEVENT_INIT_*
  * @slots: in: how many ring slots are wanted, 1 to KEVENT_MAX_SLOTS;
  *	out: how many there are, @slots rounded up to a power of two
  * @header_size: out: bytes to map at offset KEVENT_OFF_HEADER
- * @slots_size: out: bytes to map at offset KEVENT_OFF_SLOTS
+ * @slots_size: out: bytes to map at offset KEVENT_OFF_SLOTS(slots)
+ * @node: in: with KEVENT_INIT_NODE, the NUMA node of the ring's memory; zero
+ *	otherwise
+ * @resv32: must be zero
  * @resv: must be zero
  *
- * Each edge-triggered registration reserves a slot, so @slots is also the
- * limit of such registrations.
+ * Each edge-triggered registration reserves a slot, so unless
+ * KEVENT_INIT_OVERCOMMIT is set @slots is also the limit of such registrations.
  */
 struct kevent_params {
 	__u32 flags;
 	__u32 slots;
 	__u64 header_size;
 	__u64 slots_size;
-	__u64 resv[3];
+	__u32 node;
+	__u32 resv32;
+	__u64 resv[2];
 };
+
+/*
+ * Slots are not reserved: there can be more registrations than slots.  An event
+ * that finds the ring full waits in its registration; see KEVENT_RING_OVERFLOW.
+ */
+#define KEVENT_INIT_OVERCOMMIT	(1U << 0)
+/* The ring's memory is on @node, if there is any. */
+#define KEVENT_INIT_NODE	(1U << 1)
+/*
+ * Of the threads that wait in kevent_getevents(), wake the one that came last:
+ * its caches are warm.  Otherwise they take turns.
+ */
+#define KEVENT_INIT_LIFO	(1U << 2)
 
 #define KEVENT_PARAMS_SIZE_VER0	48
 
 #define KEVENT_MAX_SLOTS	(1U << 16)
 
 /*
- * Where mmap() finds the two parts of the ring.  Both want MAP_SHARED and at
- * most the size that kevent_init() gave.  The header can only be mapped
- * readable.
+ * Where mmap() finds the parts of the ring.  All want MAP_SHARED and at most the
+ * size of the part.  The header can only be mapped readable.  The slots have a
+ * place for each number of slots, so that a ring that has grown is mapped beside
+ * what it was.
  */
 #define KEVENT_OFF_HEADER	0ULL
-#define KEVENT_OFF_SLOTS	0x10000000ULL
+#define KEVENT_OFF_SLOTS(slots)	(0x10000ULL * (slots))
 
 /**
  * struct kevent_ring - the header of the ring; the kernel alone writes it
  * @compat: features that a consumer may ignore
- * @incompat: features; a consumer that does not know one must not use the ring
+ * @incompat: KEVENT_RING_INCOMPAT_*; a consumer that does not know one must not
+ *	use the ring
  * @slots: number of slots, a power of two
  * @slot_size: bytes from one slot to the next, at least sizeof(struct
  *	kevent_slot)
  * @flags: KEVENT_RING_*, written on transitions only
+ * @rings: the sets of slots that can hold events: the sum of their numbers of
+ *	slots
  * @resv: zero
  */
 struct kevent_ring {
@@ -75,7 +97,8 @@ struct kevent_ring {
 	__u32 slots;
 	__u32 slot_size;
 	__u32 flags;
-	__u32 resv[11];
+	__u32 rings;
+	__u32 resv[10];
 };
 
 /*
@@ -83,6 +106,20 @@ struct kevent_ring {
  * what there is, then call kevent_getevents() to let it in.
  */
 #define KEVENT_RING_OVERFLOW	(1U << 0)
+/*
+ * In kevent_ring.flags: there may be level-triggered events.  They are not in
+ * the ring: call kevent_getevents() to collect them.
+ */
+#define KEVENT_RING_LEVEL_READY	(1U << 1)
+
+/*
+ * In kevent_ring.incompat: the ring has grown, see KEVENT_OP_GROW.  @rings has
+ * one bit for each set of slots that can hold events; the bit's value is its
+ * number of slots.  Events are posted to the largest set only.  A consumer
+ * that finds its set empty goes on to the next larger one in @rings, and looks
+ * at the header again if that cannot be mapped any more.
+ */
+#define KEVENT_RING_INCOMPAT_GROWN	(1U << 0)
 
 /**
  * struct kevent_slot - an event in the ring
@@ -91,7 +128,7 @@ struct kevent_ring {
  * @ident: as given at registration
  * @source: KEVENT_SOURCE_*
  * @flags: zero
- * @data: zero
+ * @tag: as given at registration
  *
  * The bits of @word are value:32 | generation:31 | owner:1, from the highest
  * to the lowest.  Owner is 1 when the slot holds an event.  The slot with index
@@ -121,7 +158,7 @@ struct kevent_slot {
 	__u64 ident;
 	__u16 source;
 	__u16 flags;
-	__u32 data;
+	__u32 tag;
 };
 
 #define KEVENT_WORD_READY	1ULL
@@ -139,6 +176,9 @@ struct kevent_slot {
  * Sources: what an event can be about
  */
 
+/* In a change that is about the queue: KEVENT_OP_GROW, KEVENT_OP_WAKE */
+#define KEVENT_SOURCE_QUEUE	0
+
 /*
  * Readiness of a file.  @ident is the file descriptor, @events a mask of EPOLL*
  * bits; EPOLLERR and EPOLLHUP are always reported.  The registration belongs to
@@ -154,6 +194,59 @@ struct kevent_slot {
  */
 #define KEVENT_FD_HINT		(1U << 31)
 
+/*
+ * A timer.  @ident is any number, @data when it expires first and @interval the
+ * time from one expiry to the next, zero for none, in nanoseconds; @fflags
+ * KEVENT_TIMER_* and a clock; @events is zero.  The value counts the expiries
+ * since the last event was claimed; it stops at KEVENT_COUNT_MAX.
+ *
+ * Times after the year 2262 are as good as that: the timer never expires.
+ */
+#define KEVENT_SOURCE_TIMER	2
+
+/* In @fflags: one of CLOCK_MONOTONIC, _REALTIME, _BOOTTIME and _TAI */
+#define KEVENT_TIMER_CLOCK	0xffU
+/* In @fflags: @data is a time of the clock, not the time from now. */
+#define KEVENT_TIMER_ABS	(1U << 8)
+/*
+ * In @fflags, with CLOCK_REALTIME and KEVENT_TIMER_ABS: when the clock is set
+ * the timer ends, with an event that has KEVENT_TIMER_CANCELED in its value.
+ * KEVENT_OP_MOD or KEVENT_OP_ENABLE starts it again.
+ */
+#define KEVENT_TIMER_CANCEL_ON_SET (1U << 9)
+/* In the value of a KEVENT_SOURCE_TIMER event */
+#define KEVENT_TIMER_CANCELED	(1U << 31)
+
+/*
+ * An event that programs trigger by KEVENT_OP_TRIGGER.  @ident is any number.
+ * @events is one of KEVENT_USER_*, what the value is.
+ */
+#define KEVENT_SOURCE_USER	3
+
+/*
+ * The value is the sum of the @data of the triggers since the last event was
+ * claimed; it stops at KEVENT_COUNT_MAX.  @fflags is zero.
+ */
+#define KEVENT_USER_COUNT	(1U << 0)
+/*
+ * The value is KEVENT_NOTE_TRIGGER and 24 flags.  The flags are kept by the
+ * registration: @fflags is their first value for KEVENT_OP_ADD, and changes them
+ * for KEVENT_OP_TRIGGER, as for EVFILT_USER of kqueue.
+ */
+#define KEVENT_USER_FLAGS	(1U << 1)
+
+/* In @fflags: the flags, what to do with them, and whether to report them */
+#define KEVENT_NOTE_FFLAGS	0x00ffffffU
+#define KEVENT_NOTE_TRIGGER	0x01000000U
+#define KEVENT_NOTE_FFNOP	0x00000000U
+#define KEVENT_NOTE_FFAND	0x40000000U
+#define KEVENT_NOTE_FFOR	0x80000000U
+#define KEVENT_NOTE_FFCOPY	0xc0000000U
+#define KEVENT_NOTE_FFCTRL	0xc0000000U
+
+/* Where values that are counts stop */
+#define KEVENT_COUNT_MAX	0x7fffffffU
+
 /**
  * struct ukevent - a change for kevent_ctl(), an event of kevent_getevents()
  * @ident: what of the source, for example a file descriptor
@@ -163,13 +256,15 @@ struct kevent_slot {
  * @events: change: what to report; event: the value
  * @result: change: in: zero, out: see KEVENT_CTL_RESULTS; event: zero
  * @user_data: handed back with each event, in the ring too
- * @data: zero
- * @fflags: zero
- * @resv32: must be zero
+ * @data: change: of the source or the operation; event: zero
+ * @fflags: change: of the source; event: zero
+ * @tag: tells several registrations of one @source and @ident apart
+ * @interval: change: of the source; event: zero
  * @resv: must be zero
  *
- * A registration is named by @source and @ident, and for KEVENT_SOURCE_FD also
- * by the open file that the descriptor refers to.
+ * A registration is named by @source, @ident and @tag, and for
+ * KEVENT_SOURCE_FD also by the open file that the descriptor refers to.  Fields
+ * that a source or an operation does not use must be zero.
  */
 struct ukevent {
 	__u64 ident;
@@ -181,8 +276,9 @@ struct ukevent {
 	__u64 user_data;
 	__u64 data;
 	__u32 fflags;
-	__u32 resv32;
-	__u64 resv[2];
+	__u32 tag;
+	__u64 interval;
+	__u64 resv;
 };
 
 /*
@@ -193,19 +289,80 @@ struct ukevent {
  * error is returned.
  */
 
-/* Register.  EEXIST if it is registered, ENOSPC if no slot can be reserved. */
+/*
+ * Register.  EEXIST if it is registered, ENOSPC if no slot can be reserved,
+ * EDQUOT if the user has too many registrations.
+ */
 #define KEVENT_OP_ADD		1
-/* Replace the mask, the flags and the user data.  ENOENT if not registered. */
+/* Replace everything but the name.  ENOENT if not registered. */
 #define KEVENT_OP_MOD		2
 /*
- * Unregister; @flags, @events and @user_data must be zero.  No event of the
- * registration can be claimed once the call has returned.  ENOENT if not
- * registered.
+ * Unregister; only the name is used.  No event of the registration can be
+ * claimed once the call has returned.  ENOENT if not registered.
  */
 #define KEVENT_OP_DEL		3
+/* KEVENT_OP_MOD if it is registered, KEVENT_OP_ADD if not */
+#define KEVENT_OP_SET		4
+/*
+ * Report again, and look at the source: what is so already is reported at once.
+ * Only the name is used.
+ */
+#define KEVENT_OP_ENABLE	5
+/*
+ * Report nothing until enabled; an event that was not claimed is taken back.
+ * Counts go on, and timers.  Only the name is used.
+ */
+#define KEVENT_OP_DISABLE	6
+/* KEVENT_SOURCE_USER: trigger; @data or @fflags as the kind of the source says */
+#define KEVENT_OP_TRIGGER	7
+/*
+ * Move the registration, with its event if that was not claimed, to the queue
+ * whose descriptor is @data.  Each event is seen in one of the two.
+ */
+#define KEVENT_OP_MOVE		8
+/*
+ * KEVENT_SOURCE_QUEUE: make @data slots of the ring, at least, at most
+ * KEVENT_MAX_SLOTS.  No event is lost, moved or repeated: those in the old slots
+ * stay there until they are claimed, later ones go to the new.
+ */
+#define KEVENT_OP_GROW		9
+/*
+ * KEVENT_SOURCE_QUEUE: every thread that waits in kevent_getevents() returns,
+ * with what there is, be it nothing.
+ */
+#define KEVENT_OP_WAKE		10
 
-/* Mode: report changes, through the ring.  Needed; no other mode exists yet. */
+/*
+ * Mode flags
+ */
+
+/* Report changes, through the ring.  Timers and user events are of this mode. */
 #define KEVENT_EDGE		(1U << 0)
+/*
+ * Report what is so, each time kevent_getevents() is called, and only there.
+ * Such a registration needs no slot.
+ */
+#define KEVENT_LEVEL		(1U << 1)
+/* The registration ends when its event is claimed. */
+#define KEVENT_ONESHOT		(1U << 2)
+/* The registration is disabled when its event is claimed. */
+#define KEVENT_DISPATCH		(1U << 3)
+/* KEVENT_OP_ADD, _MOD, _SET: the registration begins disabled. */
+#define KEVENT_DISABLED		(1U << 4)
+/*
+ * KEVENT_SOURCE_FD, KEVENT_OP_ADD: when the file has something for one of several
+ * queues, tell only one of those that registered it with this flag and have a
+ * thread waiting: the first.  @events must be a subset of EPOLLIN, EPOLLOUT,
+ * EPOLLERR and EPOLLHUP.  Cannot be modified.
+ */
+#define KEVENT_EXCLUSIVE	(1U << 5)
+/* With KEVENT_EXCLUSIVE: the queues take turns. */
+#define KEVENT_ROUND_ROBIN	(1U << 6)
+/*
+ * KEVENT_SOURCE_FD: a file that cannot be polled, as a regular file, is always
+ * ready for reading and writing.  Otherwise it is refused with EPERM.
+ */
+#define KEVENT_ALWAYS_READY	(1U << 7)
 
 /*
  * kevent_ctl() flag: go on after a change that fails, and write the @result of
@@ -219,10 +376,44 @@ struct ukevent {
  * Waits until @min_events can be collected, the timeout is over or a signal is
  * caught, then collects up to @max_events, and returns how many it collected.
  * If @events is NULL and @max_events zero, it collects nothing: it returns how
- * many events are in the ring, counting no further than @min_events.
- *
- * @opts must be NULL.
+ * many events there are, counting no further than @min_events.
  */
-struct kevent_getopts;
+
+/**
+ * struct kevent_getopts - options of kevent_getevents(), extensible by @size
+ * @size: size of the structure
+ * @flags: KEVENT_GET_*
+ * @sigmask: address of the signal mask while waiting; zero: unchanged
+ * @sigsetsize: size of the signal mask; zero if there is none
+ * @clock: with KEVENT_GET_ABSTIME, one of CLOCK_MONOTONIC, _REALTIME, _BOOTTIME
+ *	and _TAI; zero otherwise
+ * @min_wait: if not zero, how many nanoseconds to wait for @min_events; after
+ *	that, one event is enough
+ * @changes: address of changes to apply first, as by kevent_ctl()
+ * @nr_changes: how many
+ * @change_flags: flags as of kevent_ctl()
+ * @resv: must be zero
+ *
+ * If a change fails, and KEVENT_CTL_RESULTS is not set, the call fails with its
+ * error; those before it were applied.  Whatever the call returns after that,
+ * EINTR included, all changes were applied.
+ */
+struct kevent_getopts {
+	__u32 size;
+	__u32 flags;
+	__u64 sigmask;
+	__u32 sigsetsize;
+	__u32 clock;
+	__u64 min_wait;
+	__u64 changes;
+	__u32 nr_changes;
+	__u32 change_flags;
+	__u64 resv[2];
+};
+
+#define KEVENT_GETOPTS_SIZE_VER0	64
+
+/* The timeout is a time of @clock. */
+#define KEVENT_GET_ABSTIME	(1U << 0)
 
 #endif /* _UAPI_LINUX_KEVENT_H */

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Applying changes to the registrations of a queue, for `kevent_ctl()`.
+
+use crate::{
+    abi::{
+        Field,
+        Op,
+        SourceKind,
+        Ukevent, //
+    },
+    collect::MAX_UKEVENTS,
+    events::Payload,
+    fd,
+    home::Place,
+    queue::Queue,
+    source::{
+        Key,
+        Source, //
+    },
+    timer,
+    user, //
+};
+use kernel::{
+    fs::{
+        File,
+        LocalFile, //
+    },
+    prelude::*,
+    sync::{
+        aref::ARef,
+        ArcBorrow, //
+    },
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    },
+    uapi, //
+};
+
+/// What a change names: a registration, and the file that it is of, if it is of one.
+pub(crate) struct Named {
+    pub(crate) key: Key,
+    pub(crate) file: Option<ARef<File>>,
+}
+
+/// Returns the file of a descriptor.
+pub(crate) fn file_of(fd: u64) -> Result<ARef<File>> {
+    let fd = u32::try_from(fd).map_err(|_| EBADF)?;
+    let file = LocalFile::fget(fd)?;
+
+    // SAFETY: The system calls of kevent do not call `fdget_pos()`.
+    Ok(unsafe { LocalFile::assume_no_fdget_pos(file) })
+}
+
+impl Named {
+    /// Returns what `change` names.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF`: not an open descriptor.
+    pub(crate) fn by(change: &Ukevent, kind: SourceKind) -> Result<Self> {
+        let payload = Payload {
+            user_data: 0,
+            ident: change.0.ident,
+            source: change.0.source,
+            tag: change.0.tag,
+        };
+        let file = match kind {
+            SourceKind::Fd => Some(file_of(change.0.ident)?),
+            SourceKind::Queue | SourceKind::Timer | SourceKind::User => None,
+        };
+        let uncounted = file.as_deref().map(kernel::fs::UncountedFile::new);
+
+        Ok(Self {
+            key: Key::new(&payload, uncounted),
+            file,
+        })
+    }
+}
+
+impl Queue {
+    /// Applies `nr` changes; see `kevent_ctl()`.  May sleep.
+    ///
+    /// Returns how many were applied, and the error that ended it.
+    pub(crate) fn change_all(
+        self: ArcBorrow<'_, Self>,
+        changes: UserPtr,
+        nr: u32,
+        flags: u32,
+    ) -> (u32, Result) {
+        if flags & !uapi::KEVENT_CTL_RESULTS != 0 || nr > MAX_UKEVENTS {
+            return (0, Err(EINVAL));
+        }
+
+        let results = flags & uapi::KEVENT_CTL_RESULTS != 0;
+        let mut applied = 0;
+        let mut changes = changes;
+
+        for _ in 0..nr {
+            match self.change_at(changes, results) {
+                Ok(Ok(())) => applied += 1,
+                // The change failed, and its result says so.
+                Ok(Err(_)) => {}
+                Err(error) => return (applied, Err(error)),
+            }
+            changes = changes.wrapping_byte_add(size_of::<Ukevent>());
+        }
+        (applied, Ok(()))
+    }
+
+    /// Applies the change at `ptr`.
+    ///
+    /// If `results`, the inner result is also written to the change; else it is an outer error.
+    fn change_at(self: ArcBorrow<'_, Self>, ptr: UserPtr, results: bool) -> Result<Result> {
+        let change = UserSlice::new(ptr, size_of::<Ukevent>())
+            .reader()
+            .read::<Ukevent>()?;
+
+        if !results {
+            return self.change(&change).map(Ok);
+        }
+
+        let field = ptr.wrapping_byte_add(core::mem::offset_of!(uapi::ukevent, result));
+        let write = |result: i32| {
+            UserSlice::new(field, size_of::<i32>())
+                .writer()
+                .write(&result)
+        };
+
+        // If the result cannot be written, nothing must happen.
+        write(change.0.result)?;
+
+        let result = self.change(&change);
+
+        // If it can no longer be written, the program has just unmapped it.  What was done counts.
+        let _ = write(result.map_or_else(|error| error.to_errno(), |()| 0));
+        Ok(result)
+    }
+
+    /// Applies one change.  May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for what no source knows, and those of the operations and the sources.
+    fn change(self: ArcBorrow<'_, Self>, change: &Ukevent) -> Result {
+        let op = Op::try_from(change.0.op)?;
+        let kind = SourceKind::try_from(change.0.source)?;
+
+        match (op, kind) {
+            (Op::Grow | Op::Wake, SourceKind::Queue) => self.change_queue(change, op),
+            (Op::Grow | Op::Wake, _) | (_, SourceKind::Queue) => Err(EINVAL),
+            (Op::Trigger, SourceKind::User) => user::trigger(self, change),
+            (Op::Trigger, _) => Err(EINVAL),
+            (Op::Add | Op::Modify | Op::Set, _) => self.set(change, op, kind),
+            (Op::Delete | Op::Enable | Op::Disable, _) => {
+                change.only(&[])?;
+                self.change_named(change, op, kind)
+            }
+            (Op::Move, _) => {
+                change.only(&[Field::Data])?;
+                self.change_named(change, op, kind)
+            }
+        }
+    }
+
+    fn change_queue(self: ArcBorrow<'_, Self>, change: &Ukevent, op: Op) -> Result {
+        let used: &[Field] = if op == Op::Grow { &[Field::Data] } else { &[] };
+
+        change.only(used)?;
+        if change.0.ident != 0 || change.0.tag != 0 {
+            return Err(EINVAL);
+        }
+        if op == Op::Grow {
+            let _ctl = self.ctl.lock();
+
+            self.grow(change.0.data)
+        } else {
+            self.wake_all();
+            Ok(())
+        }
+    }
+
+    /// Adds a registration, changes it, or does what it takes.
+    fn set(self: ArcBorrow<'_, Self>, change: &Ukevent, op: Op, kind: SourceKind) -> Result {
+        let named = Named::by(change, kind);
+
+        match kind {
+            SourceKind::Fd => fd::check(change, op)?,
+            SourceKind::Timer => timer::check(change)?,
+            SourceKind::Queue | SourceKind::User => user::check(change)?,
+        }
+
+        let named = named?;
+        let _ctl = self.ctl.lock();
+        let add = |named: &Named| match kind {
+            SourceKind::Fd => fd::add(self, change, named),
+            SourceKind::Timer => timer::add(self, change),
+            SourceKind::Queue | SourceKind::User => user::add(self, change),
+        };
+        let modify = |named: &Named| match kind {
+            SourceKind::Fd => fd::modify(self, change, named),
+            SourceKind::Timer => timer::modify(self, change, named),
+            SourceKind::Queue | SourceKind::User => user::modify(self, change, named),
+        };
+
+        self.settle(&named.key);
+        match op {
+            Op::Add => add(&named),
+            Op::Set => match modify(&named) {
+                Err(ENOENT) => add(&named),
+                result => result,
+            },
+            _ => modify(&named),
+        }
+    }
+
+    /// Applies a change that says no more than which registration it is about.
+    fn change_named(
+        self: ArcBorrow<'_, Self>,
+        change: &Ukevent,
+        op: Op,
+        kind: SourceKind,
+    ) -> Result {
+        let named = Named::by(change, kind)?;
+        let _ctl = self.ctl.lock();
+
+        self.settle(&named.key);
+        match op {
+            Op::Disable => self.disable(&named.key),
+            Op::Enable => {
+                let (terms, source) = self.enable(&named.key)?;
+
+                if let (Source::Fd(watch), Some(file)) = (&source, &named.file) {
+                    fd::look(watch, file, terms.interest);
+                }
+                Ok(())
+            }
+            Op::Move => {
+                let target = file_of(change.0.data)?;
+
+                self.move_to(&named, Queue::of(&target).ok_or(EINVAL)?)
+            }
+            _ => {
+                let (_, source, _) = self.take(&named.key).ok_or(ENOENT)?;
+
+                // If it is a file, it is referenced.
+                source.finish();
+                Ok(())
+            }
+        }
+    }
+
+    /// Moves a registration to another queue.
+    ///
+    /// The id that it gets there is reserved first, so that nothing can fail any more once it has
+    /// left this queue.  In between it is in neither, and what happens is kept by its home.
+    fn move_to(&self, named: &Named, target: ArcBorrow<'_, Queue>) -> Result {
+        if core::ptr::eq(self, &*target) {
+            return Err(EINVAL);
+        }
+
+        let (terms, source) = self.look_up(&named.key)?;
+        let place = match source.home() {
+            Some(_) => Some(Place::new(target.into())?),
+            None => None,
+        };
+        let id = target.reserve(named.key, &terms)?;
+
+        let Some((terms, source, pending)) = self.take(&named.key) else {
+            // Its descriptor was closed, or its event claimed.
+            target.unreserve(&named.key, id, &terms);
+            return Err(ENOENT);
+        };
+
+        target.fill(id, terms, source.clone(), pending);
+        if let (Some(home), Some(place)) = (source.home(), place) {
+            home.settle(place, id);
+            if let Some(strays) = home.take_strays(source.update(0)) {
+                home.post(strays, 0);
+            }
+        }
+        if let Source::Fd(watch) = &source {
+            fd::end_if_closed(watch)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a registration is of, and by what it is named.
+
+use crate::{
+    events::{
+        Payload,
+        Update, //
+    },
+    fd,
+    home::Home,
+    timer::Timer,
+    user, //
+};
+use kernel::{
+    fs::{
+        File,
+        UncountedFile, //
+    },
+    sync::{
+        aref::ARef,
+        Arc, //
+    }, //
+};
+
+/// What names a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    source: u16,
+    tag: u32,
+    ident: u64,
+    file: Option<UncountedFile>,
+}
+
+impl Key {
+    /// Makes the key of a registration that says `payload`, and is of `file` if it is of one.
+    pub(crate) fn new(payload: &Payload, file: Option<UncountedFile>) -> Self {
+        Self {
+            source: payload.source,
+            tag: payload.tag,
+            ident: payload.ident,
+            file,
+        }
+    }
+}
+
+/// What a registration is of.
+#[derive(Clone)]
+pub(crate) enum Source {
+    Fd(Arc<fd::Watch>),
+    Timer(Arc<Timer>),
+    User(user::Kind),
+}
+
+impl Source {
+    /// Returns the key of a registration of this that says `payload`.
+    pub(crate) fn key(&self, payload: &Payload) -> Key {
+        let file = match self {
+            Self::Fd(watch) => Some(watch.handler().file()),
+            Self::Timer(_) | Self::User(_) => None,
+        };
+
+        Key::new(payload, file)
+    }
+
+    /// Returns where the registration is, if its source can be active by itself.
+    #[inline]
+    pub(crate) fn home(&self) -> Option<&Home> {
+        match self {
+            Self::Fd(watch) => Some(watch.handler().home()),
+            Self::Timer(timer) => Some(timer.handler().home()),
+            Self::User(_) => None,
+        }
+    }
+
+    /// Returns what says that something of `value` happened.
+    pub(crate) fn update(&self, value: u32) -> Update {
+        match self {
+            Self::Fd(_) => Update::Bits(value),
+            Self::Timer(_) | Self::User(user::Kind::Count) => Update::Count(value),
+            Self::User(user::Kind::Flags(_)) => Update::Value(value),
+        }
+    }
+
+    /// Returns whether what happened must be remembered, because the source does not know it any
+    /// more.
+    pub(crate) fn counts(&self) -> bool {
+        !matches!(self, Self::Fd(_))
+    }
+
+    /// Takes a reference to the file, if it is of one.
+    ///
+    /// Returns [`None`] if the file is being released.
+    ///
+    /// # Safety
+    ///
+    /// The registration must be in its queue's table, whose lock must be held.
+    pub(crate) unsafe fn pin(&self) -> Option<Option<ARef<File>>> {
+        match self {
+            // SAFETY: By the requirements.
+            Self::Fd(watch) => unsafe { watch.handler().pin() }.map(Some),
+            Self::Timer(_) | Self::User(_) => Some(None),
+        }
+    }
+
+    /// Makes the source of a registration that the caller took from its queue inactive.  May sleep.
+    ///
+    /// If it is a file, that must be valid: referenced by the caller, or in its release.
+    pub(crate) fn finish(self) {
+        match self {
+            Self::Fd(watch) => fd::finish(watch),
+            Self::Timer(timer) => timer.handler().stop(&timer),
+            Self::User(_) => {}
+        }
+    }
+}

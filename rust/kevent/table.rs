@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A table of entries that are found by a small number, their id, and that can be put in lists.
+//!
+//! The table grows by chunks, each as large as all before it, so that nothing is ever moved and the
+//! caller can allocate the next one without a lock.
+//!
+//! Plain Rust without kernel types, compiled for the host too.
+
+use core::ops::DerefMut;
+
+/// The number of entries of the first chunk.
+const FIRST_CHUNK: u32 = 16;
+
+/// The number of chunks that make almost 2^31 entries.
+const CHUNKS: usize = 27;
+
+/// No entry: the end of a list.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// An entry and its neighbours in the list that it is in.
+pub(crate) struct Linked<T> {
+    entry: T,
+    prev: u32,
+    next: u32,
+}
+
+impl<T> Linked<T> {
+    /// Makes an entry that is in no list.
+    pub(crate) const fn new(entry: T) -> Self {
+        Self {
+            entry,
+            prev: NONE,
+            next: NONE,
+        }
+    }
+}
+
+/// A list of entries.  An entry can be in one list at a time.
+///
+/// # Invariants
+///
+/// `len` entries are linked from `first` to `last`.
+#[derive(Debug)]
+pub(crate) struct List {
+    first: u32,
+    last: u32,
+    len: u32,
+}
+
+impl List {
+    /// Makes an empty list.
+    pub(crate) const fn new() -> Self {
+        // INVARIANT: There are none.
+        Self {
+            first: NONE,
+            last: NONE,
+            len: 0,
+        }
+    }
+
+    /// Returns the id of the first entry.
+    pub(crate) fn first(&self) -> Option<u32> {
+        (self.first != NONE).then_some(self.first)
+    }
+
+    /// Returns the number of entries.
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Returns whether there are no entries.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// The table; `C` is what holds a chunk.
+pub(crate) struct Table<C> {
+    chunks: [Option<C>; CHUNKS],
+    /// How many entries the chunks have together.
+    size: u32,
+}
+
+/// Returns the chunk with the entry `id` and the entry's place in it.
+#[inline(always)]
+fn place(id: u32) -> (usize, usize) {
+    // Chunk k begins with the id `FIRST_CHUNK << k` less `FIRST_CHUNK`.
+    let n = id.saturating_add(FIRST_CHUNK);
+    let chunk = (n / FIRST_CHUNK).checked_ilog2().unwrap_or(0);
+
+    (chunk as usize, (n ^ FIRST_CHUNK << chunk) as usize)
+}
+
+impl<C, T> Table<C>
+where
+    C: DerefMut<Target = [Linked<T>]>,
+{
+    /// Makes a table without room.
+    pub(crate) fn new() -> Self {
+        Self {
+            chunks: [const { None }; CHUNKS],
+            size: 0,
+        }
+    }
+
+    /// Returns the number of entries.
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Returns how many entries the next chunk has to have.
+    pub(crate) fn next_chunk(&self) -> u32 {
+        self.size.saturating_add(FIRST_CHUNK)
+    }
+
+    /// Adds a chunk; gives it back if it is not of the size that is wanted.
+    pub(crate) fn grow(&mut self, chunk: C) -> Result<(), C> {
+        let (index, _) = place(self.size);
+
+        match self.chunks.get_mut(index) {
+            Some(room) if chunk.len() == self.size.saturating_add(FIRST_CHUNK) as usize => {
+                // Almost 2^31 at most.
+                self.size = self.size.wrapping_mul(2).wrapping_add(FIRST_CHUNK);
+                *room = Some(chunk);
+                Ok(())
+            }
+            _ => Err(chunk),
+        }
+    }
+
+    #[inline(always)]
+    fn linked(&mut self, id: u32) -> Option<&mut Linked<T>> {
+        let (chunk, index) = place(id);
+
+        self.chunks.get_mut(chunk)?.as_mut()?.get_mut(index)
+    }
+
+    /// Returns the entry `id`.
+    #[inline]
+    pub(crate) fn get(&self, id: u32) -> Option<&T> {
+        let (chunk, index) = place(id);
+
+        Some(&self.chunks.get(chunk)?.as_ref()?.get(index)?.entry)
+    }
+
+    /// Returns the entry `id`, to be changed.
+    #[inline]
+    pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut T> {
+        Some(&mut self.linked(id)?.entry)
+    }
+
+    /// Puts the entry `id`, which must be in no list, at the end of `list`.
+    pub(crate) fn push(&mut self, list: &mut List, id: u32) {
+        let last = list.last;
+
+        match self.linked(id) {
+            Some(entry) => (entry.prev, entry.next) = (last, NONE),
+            None => return,
+        }
+        match self.linked(last) {
+            Some(entry) => entry.next = id,
+            None => list.first = id,
+        }
+        // INVARIANT: Linked behind what was the last.
+        list.last = id;
+        list.len = list.len.wrapping_add(1);
+    }
+
+    /// Puts the entry `id`, which must be in no list, at the beginning of `list`.
+    pub(crate) fn push_front(&mut self, list: &mut List, id: u32) {
+        let first = list.first;
+
+        match self.linked(id) {
+            Some(entry) => (entry.prev, entry.next) = (NONE, first),
+            None => return,
+        }
+        match self.linked(first) {
+            Some(entry) => entry.prev = id,
+            None => list.last = id,
+        }
+        // INVARIANT: Linked before what was the first.
+        list.first = id;
+        list.len = list.len.wrapping_add(1);
+    }
+
+    /// Takes the entry `id` from `list`, which it must be in.
+    pub(crate) fn unlink(&mut self, list: &mut List, id: u32) {
+        let Some(entry) = self.linked(id) else {
+            return;
+        };
+        let (prev, next) = (entry.prev, entry.next);
+
+        match self.linked(prev) {
+            Some(entry) => entry.next = next,
+            None => list.first = next,
+        }
+        match self.linked(next) {
+            Some(entry) => entry.prev = prev,
+            None => list.last = prev,
+        }
+        // INVARIANT: Its neighbours are linked to each other.
+        list.len = list.len.wrapping_sub(1);
+    }
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The source `KEVENT_SOURCE_TIMER`: timers.
+//!
+//! # Locks
+//!
+//! The mutex of a timer is taken to start and to cancel it, with or without the queue's `ctl`, and
+//! with no other lock of this file.  [`CANCELED_ON_SET`] is innermost.
+
+use crate::{
+    abi::{
+        Field,
+        Ukevent,
+        TIMER_CANCELED, //
+    },
+    change::Named,
+    events::{
+        Terms,
+        Update, //
+    },
+    home::{
+        Home,
+        Place, //
+    },
+    queue::Queue,
+    source::Source, //
+};
+use kernel::{
+    bindings,
+    prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNodeReservation, //
+    },
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        new_spinlock,
+        Arc,
+        ArcBorrow,
+        SetOnce,
+        SpinLock, //
+    },
+    time::dyn_timer::{
+        Clock,
+        DynTimer,
+        Expired,
+        Expires,
+        Next,
+        TimerHandler, //
+    },
+    uapi, //
+};
+
+/// The mode flags of these registrations.
+const FLAGS: u32 =
+    uapi::KEVENT_EDGE | uapi::KEVENT_ONESHOT | uapi::KEVENT_DISPATCH | uapi::KEVENT_DISABLED;
+
+/// The timers that are to be cancelled when the clock is set, by their address.
+static CANCELED_ON_SET: SetOnce<Pin<KBox<SpinLock<RBTree<usize, Arc<Timer>>>>>> = SetOnce::new();
+
+/// The timer of a registration.
+pub(crate) type Timer = DynTimer<TimerSource>;
+
+/// A registration of a timer.
+pub(crate) struct TimerSource {
+    home: Home,
+    /// The time from one expiry to the next; zero if it does not expire again.  Changed while the
+    /// timer is not started.
+    interval: Atomic<i64>,
+    /// How far the realtime clock was ahead of the monotonic one when the timer was started.
+    /// Used with the mutex of the timer held.
+    offset: Atomic<i64>,
+}
+
+impl TimerHandler for TimerSource {
+    fn expired(&self, timer: &mut Expired<'_>) -> Next {
+        let (times, next) = match self.interval.load(Relaxed) {
+            interval @ 1.. => (timer.forward(interval), Next::Again),
+            _ => (1, Next::Stop),
+        };
+        // CAST: The bound is.
+        let times = times.min(uapi::KEVENT_COUNT_MAX.into()) as u32;
+
+        self.home.post(Update::Count(times), 0);
+        next
+    }
+}
+
+/// When a timer expires.
+struct Setting {
+    clock: Clock,
+    expires: Expires,
+    interval: i64,
+    cancel_on_set: bool,
+}
+
+/// Returns a time that a program gave, in nanoseconds.  What is too large is never.
+fn time_of(ns: u64) -> i64 {
+    i64::try_from(ns).unwrap_or(i64::MAX)
+}
+
+impl Setting {
+    /// Returns what a change asks for.
+    fn of(change: &Ukevent) -> Result<Self> {
+        const ABS: u32 = uapi::KEVENT_TIMER_ABS;
+        const CANCEL: u32 = uapi::KEVENT_TIMER_CANCEL_ON_SET;
+
+        let flags = change.0.fflags;
+        let clock = Clock::from_id(flags & uapi::KEVENT_TIMER_CLOCK).ok_or(EINVAL)?;
+        let time = time_of(change.0.data);
+        let (expires, cancel_on_set) = match (flags & !uapi::KEVENT_TIMER_CLOCK, clock) {
+            (0, _) => (Expires::In(time), false),
+            (ABS, _) => (Expires::At(time), false),
+            (flags, Clock::Realtime) if flags == ABS | CANCEL => (Expires::At(time), true),
+            _ => return Err(EINVAL),
+        };
+
+        Ok(Self {
+            clock,
+            expires,
+            interval: time_of(change.0.interval),
+            cancel_on_set,
+        })
+    }
+}
+
+/// Makes the table of the timers that are cancelled when the clock is set, once, at boot.
+pub(crate) fn setup() -> Result {
+    let table = KBox::pin_init(new_spinlock!(RBTree::new(), "kevent_timers"), GFP_KERNEL)?;
+
+    if CANCELED_ON_SET.populate(table) {
+        Ok(())
+    } else {
+        Err(EEXIST)
+    }
+}
+
+fn address(timer: &Timer) -> usize {
+    core::ptr::from_ref(timer).addr()
+}
+
+/// Takes a timer from those that are cancelled when the clock is set.
+fn forget(timer: &Timer) {
+    if let Some(table) = CANCELED_ON_SET.as_ref() {
+        let node = table.lock().remove_node(&address(timer));
+
+        // Freed without the lock.
+        drop(node);
+    }
+}
+
+impl TimerSource {
+    /// Returns where the registration is.
+    #[inline]
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Cancels the timer for good.  May sleep.
+    pub(crate) fn stop(&self, timer: &Timer) {
+        timer.control().cancel();
+        forget(timer);
+    }
+}
+
+/// Starts a timer anew; `before` is called when it is cancelled.  May sleep.
+fn start(timer: &Arc<Timer>, setting: &Setting, before: impl FnOnce() -> Result) -> Result {
+    let node = match setting.cancel_on_set {
+        true => Some(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?),
+        false => None,
+    };
+    let mut control = timer.control();
+
+    control.cancel();
+    forget(timer);
+    before()?;
+
+    let source = timer.handler();
+
+    source.interval.store(setting.interval, Relaxed);
+    source.offset.store(realtime_offset(), Relaxed);
+    if let (Some(node), Some(table)) = (node, CANCELED_ON_SET.as_ref()) {
+        table
+            .lock()
+            .insert(node.into_node(address(timer), timer.clone()));
+    }
+    control.start(setting.clock, setting.expires);
+    Ok(())
+}
+
+/// Returns how far the realtime clock is ahead of the monotonic one.
+fn realtime_offset() -> i64 {
+    // SAFETY: It only reads the time.
+    unsafe { bindings::kevent_realtime_offset() }
+}
+
+/// Cancels the timers that are to be cancelled when the clock is set.  May sleep.
+pub(crate) fn clock_was_set() {
+    let Some(table) = CANCELED_ON_SET.as_ref() else {
+        return;
+    };
+    let mut from = 0;
+
+    loop {
+        let timer = {
+            let tree = table.lock();
+
+            match tree.cursor_lower_bound(&from).as_ref().map(|c| c.current()) {
+                Some((&address, timer)) => {
+                    from = address.wrapping_add(1);
+                    timer.clone()
+                }
+                None => return,
+            }
+        };
+        let source = timer.handler();
+        let mut control = timer.control();
+
+        if source.offset.load(Relaxed) != realtime_offset() {
+            forget(&timer);
+            if control.cancel() {
+                source.home.post(Update::Count(TIMER_CANCELED), 0);
+            }
+        }
+    }
+}
+
+/// Returns what the registration that a change asks for says and how, and whether it is enabled.
+fn terms_of(change: &Ukevent) -> Result<(Terms, bool)> {
+    let mode = change.mode(FLAGS)?;
+
+    Ok((change.terms(mode, 0), mode.enabled))
+}
+
+/// Returns an error unless the fields of a change are valid.
+pub(crate) fn check(change: &Ukevent) -> Result {
+    change.only(&[
+        Field::Flags,
+        Field::UserData,
+        Field::Data,
+        Field::Fflags,
+        Field::Interval,
+    ])?;
+    terms_of(change)?;
+    Setting::of(change).map(|_| ())
+}
+
+/// Registers the timer that `change` names.  May sleep.
+///
+/// # Errors
+///
+/// Those of [`Queue::insert`].
+pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
+    let (terms, enabled) = terms_of(change)?;
+    let place = Place::new(queue.into())?;
+    let timer = Arc::pin_init(
+        DynTimer::new(TimerSource {
+            home: Home::new(),
+            interval: Atomic::new(0),
+            offset: Atomic::new(0),
+        }),
+        GFP_KERNEL_ACCOUNT,
+    )?;
+    let source = Source::Timer(timer.clone());
+
+    start(&timer, &Setting::of(change)?, || {
+        queue.insert(terms, source, enabled, Some(place))
+    })
+}
+
+/// Changes the timer that `change` names, and starts it anew.  May sleep.
+///
+/// # Errors
+///
+/// `ENOENT`: not registered.
+pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
+    let (terms, enabled) = terms_of(change)?;
+    let (_, Source::Timer(timer)) = queue.look_up(&named.key)? else {
+        return Err(EINVAL);
+    };
+
+    start(&timer, &Setting::of(change)?, || {
+        queue
+            .modify(&named.key, terms, enabled, |_| Ok(()))
+            .map(|_| ())
+    })
+}

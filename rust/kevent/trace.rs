@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The tracepoints, `include/trace/events/kevent.h`.
+
+use crate::{
+    queue::Queue,
+    ring::Payload, //
+};
+use kernel::{
+    ffi::c_void,
+    tracepoint::declare_trace, //
+};
+
+declare_trace! {
+    /// # Safety
+    ///
+    /// None.
+    unsafe fn kevent_post(queue: *const c_void, source: u16, ident: u64, value: u32);
+    /// # Safety
+    ///
+    /// None.
+    unsafe fn kevent_merge(queue: *const c_void, source: u16, ident: u64, value: u32);
+    /// # Safety
+    ///
+    /// None.
+    unsafe fn kevent_overflow(queue: *const c_void, source: u16, ident: u64, value: u32);
+    /// # Safety
+    ///
+    /// None.
+    unsafe fn kevent_cancel(queue: *const c_void, source: u16, ident: u64, value: u32);
+    /// # Safety
+    ///
+    /// None.
+    unsafe fn kevent_collect(queue: *const c_void, source: u16, ident: u64, value: u32);
+}
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident: $trace:ident;)+) => {
+        $(
+            $(#[$doc])*
+            #[inline(always)]
+            pub(crate) fn $name(queue: &Queue, payload: &Payload, value: u32) {
+                let queue = core::ptr::from_ref(queue).cast();
+
+                // SAFETY: The tracepoint takes any values; the pointer is not followed.
+                unsafe { $trace(queue, payload.source, payload.ident, value) };
+            }
+        )+
+    };
+}
+
+events! {
+    /// There is an event more to collect.
+    post: kevent_post;
+    /// What happened was added to an event that had not been collected.
+    merge: kevent_merge;
+    /// An event found no room in the ring and waits behind it.
+    overflow: kevent_overflow;
+    /// An event was taken back before it was collected.
+    cancel: kevent_cancel;
+    /// An event was collected by `kevent_getevents()`.
+    collect: kevent_collect;
+}

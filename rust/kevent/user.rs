@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The source `KEVENT_SOURCE_USER`: events that programs trigger.
+
+use crate::{
+    abi::{
+        Field,
+        SourceKind,
+        Ukevent, //
+    },
+    change::Named,
+    events::{
+        Pending,
+        Terms,
+        Update, //
+    },
+    queue::{
+        Queue,
+        Trigger, //
+    },
+    source::Source, //
+};
+use kernel::{
+    prelude::*,
+    sync::ArcBorrow,
+    uapi, //
+};
+
+/// The mode flags of these registrations.
+const FLAGS: u32 =
+    uapi::KEVENT_EDGE | uapi::KEVENT_ONESHOT | uapi::KEVENT_DISPATCH | uapi::KEVENT_DISABLED;
+
+/// What the value of an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// How much was triggered.
+    Count,
+    /// These flags.
+    Flags(u32),
+}
+
+impl Kind {
+    /// Returns the kind that a change asks for.
+    fn of(change: &Ukevent) -> Result<Self> {
+        match (change.0.events, change.0.fflags) {
+            (uapi::KEVENT_USER_COUNT, 0) => Ok(Self::Count),
+            (uapi::KEVENT_USER_FLAGS, flags) if flags & !uapi::KEVENT_NOTE_FFLAGS == 0 => {
+                Ok(Self::Flags(flags))
+            }
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// Does what `change` triggers.
+    fn trigger(&mut self, change: &Ukevent) -> Result<Trigger> {
+        const TRIGGER: u32 = uapi::KEVENT_NOTE_TRIGGER;
+
+        match (self, change.0.data, change.0.fflags) {
+            (Self::Count, 1.., 0) => {
+                // CAST: The bound is.
+                let n = change.0.data.min(uapi::KEVENT_COUNT_MAX.into()) as u32;
+
+                Ok(Trigger::Post(Update::Count(n)))
+            }
+            (Self::Flags(flags), 0, what) => {
+                let operand = what & uapi::KEVENT_NOTE_FFLAGS;
+                let control = what & uapi::KEVENT_NOTE_FFCTRL;
+
+                if what & !TRIGGER != operand | control {
+                    return Err(EINVAL);
+                }
+                *flags = match control {
+                    uapi::KEVENT_NOTE_FFAND => *flags & operand,
+                    uapi::KEVENT_NOTE_FFOR => *flags | operand,
+                    uapi::KEVENT_NOTE_FFCOPY => operand,
+                    _ => *flags,
+                };
+
+                // Never zero, which would be no event.
+                let update = Update::Value(*flags | TRIGGER);
+
+                Ok(if what & TRIGGER != 0 {
+                    Trigger::Post(update)
+                } else {
+                    Trigger::Amend(update)
+                })
+            }
+            _ => Err(EINVAL),
+        }
+    }
+}
+
+/// Returns what the registration that a change asks for says and how, and whether it is enabled.
+fn terms_of(change: &Ukevent) -> Result<(Terms, bool)> {
+    let mode = change.mode(FLAGS)?;
+
+    Ok((change.terms(mode, change.0.events), mode.enabled))
+}
+
+/// Returns an error unless the fields of a change are valid.
+pub(crate) fn check(change: &Ukevent) -> Result {
+    change.only(&[Field::Flags, Field::Events, Field::UserData, Field::Fflags])?;
+    terms_of(change)?;
+    Kind::of(change).map(|_| ())
+}
+
+/// Registers the event that `change` names.
+///
+/// # Errors
+///
+/// Those of [`Queue::insert`].
+pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
+    let (terms, enabled) = terms_of(change)?;
+
+    queue.insert(terms, Source::User(Kind::of(change)?), enabled, None)
+}
+
+/// Changes the registration that `change` names.  What was triggered is reported anew, unless it is
+/// of the other kind.
+///
+/// # Errors
+///
+/// `ENOENT`: not registered.
+pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
+    let (terms, enabled) = terms_of(change)?;
+    let kind = Kind::of(change)?;
+    let (_, pending) = queue.modify(&named.key, terms, enabled, |_| Ok(()))?;
+
+    queue.trigger(&named.key, |source| {
+        let Source::User(old) = source else {
+            return Err(EINVAL);
+        };
+        let triggered = match pending {
+            Pending::Nothing => 0,
+            Pending::Event(value) | Pending::Disabled(value) => value,
+        };
+        let update = match (core::mem::replace(old, kind), kind) {
+            _ if triggered == 0 => Trigger::Amend(Update::Value(0)),
+            (Kind::Count, Kind::Count) => Trigger::Post(Update::Count(triggered)),
+            (Kind::Flags(_), Kind::Flags(flags)) => {
+                Trigger::Post(Update::Value(flags | uapi::KEVENT_NOTE_TRIGGER))
+            }
+            _ => Trigger::Amend(Update::Value(0)),
+        };
+
+        Ok(update)
+    })
+}
+
+/// Triggers the event that `change` names.  Does not sleep.
+///
+/// # Errors
+///
+/// `ENOENT`: not registered.  `EINVAL`: the fields are not those of its kind.
+pub(crate) fn trigger(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
+    change.only(&[Field::Data, Field::Fflags])?;
+
+    let named = Named::by(change, SourceKind::User)?;
+
+    queue.trigger(&named.key, |source| match source {
+        Source::User(kind) => kind.trigger(change),
+        _ => Err(EINVAL),
+    })
+}
