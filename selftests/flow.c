@@ -321,6 +321,10 @@ static void *churn_change(void *arg)
 		__u64 ident = is_fd(i) ? fd[i] : c->number * OWN + i;
 		int ret;
 
+		/* On one CPU the collectors would get none. */
+		if (n % 100 == 99)
+			sleep_ms(1);
+
 		switch (what / OWN % 4) {
 		case 0:
 			if (live[i])

@@ -8,7 +8,8 @@ use crate::{
     abi::Ukevent,
     events::{
         Event,
-        Find, //
+        Find,
+        Trigger, //
     },
     fd,
     queue::{
@@ -76,6 +77,15 @@ enum Waited {
     Interrupted,
 }
 
+/// What was collected.
+#[derive(Default)]
+struct Collected {
+    /// How many events.
+    events: u32,
+    /// Whether level-triggered ones are among them.
+    level: bool,
+}
+
 /// What an event that was found is of.
 enum Of {
     /// A file.
@@ -96,18 +106,30 @@ impl Queue {
     /// `EINTR`: a signal is to be handled, and there is
     /// nothing to collect.  `EFAULT`.
     pub(crate) fn get_events(&self, wait: &Wait) -> Result<u32> {
+        let result = self.wait_and_collect(wait);
+
+        self.retire();
+        result
+    }
+
+    fn wait_and_collect(&self, wait: &Wait) -> Result<u32> {
         let Wait {
             events, min, max, ..
         } = *wait;
         let wakes = self.inner.lock().wakes;
-        let mut collected = 0;
+        let mut collected = Collected::default();
         let mut want = min;
         let mut until = wait.patience.unwrap_or(wait.deadline);
 
         loop {
-            let waited = self.wait(want.saturating_sub(collected), wakes, until);
+            let missing = want.saturating_sub(collected.events);
+            let waited = self.wait(missing, wakes, until);
 
-            if waited == Waited::Expired && until != wait.deadline && want > 1 && collected == 0 {
+            if waited == Waited::Expired
+                && until != wait.deadline
+                && want > 1
+                && collected.events == 0
+            {
                 // From now on, one event is enough.
                 want = 1;
                 until = wait.deadline;
@@ -127,22 +149,31 @@ impl Queue {
                     Waited::Woken | Waited::Expired => Ok(self.count(min)),
                 };
             };
+
+            if matches!(waited, Waited::Ready(_)) && missing > 1 && !self.are_ready(missing) {
+                continue;
+            }
+
             let result = self.collect(events, &mut collected, max);
 
-            if result.is_err() || collected == max {
+            if result.is_err() || collected.events == max {
                 // There may be more.
                 self.pass_on();
             }
-            if collected == 0 {
+            if collected.events == 0 {
                 result?;
                 if waited == Waited::Interrupted {
                     return Err(EINTR);
                 }
             }
-            // Otherwise somebody else was faster.
-            if collected >= want || result.is_err() || !matches!(waited, Waited::Ready(_)) {
-                self.retire();
-                return Ok(collected);
+            // Otherwise somebody else was faster.  Those that are level-triggered would be reported
+            // again.
+            if collected.events >= want
+                || collected.level
+                || result.is_err()
+                || !matches!(waited, Waited::Ready(_))
+            {
+                return Ok(collected.events);
             }
         }
     }
@@ -190,6 +221,29 @@ impl Queue {
         waited
     }
 
+    /// Returns whether there are `min` events, not counting level-triggered ones that are not so any
+    /// more.  May sleep.
+    fn are_ready(&self, min: u32) -> bool {
+        let scan = self.inner.lock().events.scan();
+
+        loop {
+            let (event, file) = {
+                let mut inner = self.inner.lock();
+
+                match inner.events.find_ready(&scan) {
+                    // SAFETY: The registration is in the table, and the lock is held.
+                    Some((event, source)) => (event, unsafe { source.pin() }.flatten()),
+                    None => return inner.events.count(min) >= min,
+                }
+            };
+            let so = file.is_some_and(|file| fd::look_again(&file, 0, event.terms.interest) != 0);
+
+            if !so {
+                self.inner.lock().events.claim(&event, false, true);
+            }
+        }
+    }
+
     /// Wakes a waiter if there are events for it.
     fn pass_on(&self) {
         if self.waiters.is_active() {
@@ -207,14 +261,14 @@ impl Queue {
         }
     }
 
-    /// Collects events to `buffer` until `*collected` is `max` or there are no more.
+    /// Collects events to `buffer` until there are `max` or there are no more.
     ///
     /// An event is copied before it is claimed, so that one that cannot be copied is not lost.
-    fn collect(&self, buffer: UserPtr, collected: &mut u32, max: u32) -> Result {
+    fn collect(&self, buffer: UserPtr, collected: &mut Collected, max: u32) -> Result {
         let mut scan = self.inner.lock().events.scan();
         let mut looks = 0;
 
-        while *collected < max {
+        while collected.events < max {
             let here = scan;
             let (event, of) = {
                 let mut inner = self.inner.lock();
@@ -248,7 +302,7 @@ impl Queue {
             let precise = precise && matches!(of, Of::File(_));
 
             if value != 0 {
-                let offset = *collected as usize * size_of::<Ukevent>();
+                let offset = collected.events as usize * size_of::<Ukevent>();
 
                 write_event(buffer.wrapping_byte_add(offset), &event, value)?;
             }
@@ -260,7 +314,8 @@ impl Queue {
             }
             looks = 0;
             if value != 0 {
-                *collected += 1;
+                collected.events += 1;
+                collected.level |= event.terms.trigger == Trigger::Level;
                 trace::collect(self, &event.terms.payload, value);
             }
         }

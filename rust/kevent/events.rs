@@ -506,6 +506,15 @@ impl<P: Parts> Events<P> {
         self.table.grow(chunk)
     }
 
+    /// Finds out which slots are free again, looking at no more than `limit`.
+    ///
+    /// Returns whether there may be more.
+    pub(crate) fn settle_slots(&mut self, limit: u32) -> bool {
+        let current = self.current;
+
+        self.ring(current).is_some_and(|ring| ring.advance(limit))
+    }
+
     /// Returns whether a slot can be reserved for one more edge-triggered registration.
     fn can_reserve(&mut self) -> bool {
         let slots = self.slots();
@@ -958,6 +967,15 @@ impl<P: Parts> Events<P> {
         !self.waiting.is_empty()
     }
 
+    /// Posts waiting events to the ring, at most `limit` of them, and returns whether there was any
+    /// that could be posted.
+    fn let_in(&mut self, limit: u32) -> bool {
+        let before = self.waiting.len();
+
+        self.flush(limit);
+        self.waiting.len() < before
+    }
+
     /// Makes the event `value` of the registration `id` wait for room in the ring, after all others
     /// that do.
     fn wait(&mut self, id: u32, value: u32) {
@@ -1013,9 +1031,24 @@ impl<P: Parts> Events<P> {
                 None if !self.at_end(scan) => Find::More,
                 None => match level {
                     Some(id) => self.find_level(id),
+                    // A slot can have become free on the way here.
+                    None if self.let_in(limit) => Find::More,
                     None => Find::End,
                 },
             },
+        }
+    }
+
+    /// Finds a level-triggered registration that may be ready; [`None`] if there are no more.
+    pub(crate) fn find_ready(&mut self, scan: &Scan) -> Option<(Event, &P::Item)> {
+        match self.ready.first().map(|id| (id, self.state(id))) {
+            Some((id, State::Ready { ticket })) if ticket < scan.ticket => {
+                match self.find_level(id) {
+                    Find::Event(event, item) => Some((event, item)),
+                    Find::More | Find::End => None,
+                }
+            }
+            _ => None,
         }
     }
 

@@ -148,6 +148,11 @@ impl RingHeader {
         self.word(offset_of!(kevent_ring, flags)).load(Relaxed)
     }
 
+    /// Returns the sum of the numbers of slots of all rings.
+    pub(crate) fn rings(&self) -> u32 {
+        self.word(offset_of!(kevent_ring, rings)).load(Relaxed)
+    }
+
     /// Returns the 32-bit word at `offset` of the header.
     fn word(&self, offset: usize) -> &Atomic<u32> {
         // SAFETY: The header is in the first page, which is aligned, and all accesses to it are

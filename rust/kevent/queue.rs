@@ -427,7 +427,7 @@ impl Queue {
                 self.make_room(len)?;
             } else {
                 settled = true;
-                self.settle_shots();
+                self.settle_all();
             }
         }
     }
@@ -435,7 +435,7 @@ impl Queue {
     /// Counts one registration more.
     fn charge(&self) -> Result<crate::limits::Charge<'_>> {
         self.user.charge().or_else(|_| {
-            self.settle_shots();
+            self.settle_all();
             self.user.charge()
         })
     }
@@ -684,14 +684,16 @@ impl Queue {
         }
     }
 
-    /// Finds out which one-shot registrations have ended, and removes them.  May sleep.
-    fn settle_shots(&self) {
+    /// Finds out which one-shot registrations have ended, and removes them, and which slots are free
+    /// again.  May sleep.
+    fn settle_all(&self) {
         let mut left = self.inner.lock().events.shots();
 
         while left > 0 {
             self.inner.lock().events.settle_shots(STEPS);
             left = left.saturating_sub(STEPS);
         }
+        while self.inner.lock().events.settle_slots(STEPS) {}
         self.reap();
     }
 
@@ -714,6 +716,9 @@ impl Queue {
 
     /// Takes rings away that will have no events any more.  May sleep.
     pub(crate) fn retire(&self) {
+        if self.header.rings().is_power_of_two() {
+            return;
+        }
         loop {
             let retired = self.inner.lock().events.retire(STEPS);
 
