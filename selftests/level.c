@@ -1360,11 +1360,11 @@ static void *changer_fn(void *arg)
 	for (unsigned int i = 0; i < c->changes; i++) {
 		unsigned int n = i % c->nr_fds;
 		bool level = i / c->nr_fds % 2;
+		int ret;
 
-		int ret = kq_mod_mode(c->q, c->fd[n], EPOLLIN,
-				      level ? KEVENT_LEVEL : KEVENT_EDGE, n);
-
-		/* Events that were taken back are slots, until they are claimed. */
+		ret = kq_mod_mode(c->q, c->fd[n], EPOLLIN,
+				  level ? KEVENT_LEVEL : KEVENT_EDGE, n);
+		/* What was taken back has its slot until that is claimed. */
 		if (ret != 1 && (level || ret != -ENOSPC))
 			c->failed++;
 	}

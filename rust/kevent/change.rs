@@ -231,10 +231,14 @@ impl Queue {
             Op::Enable => {
                 let (terms, source) = self.enable(&named.key)?;
 
-                if let (Source::Fd(watch), Some(file)) = (&source, &named.file) {
-                    fd::look(watch, file, terms.interest);
+                match (&source, &named.file) {
+                    (Source::Fd(watch), Some(file)) => {
+                        fd::look(watch, file, terms.interest);
+                        Ok(())
+                    }
+                    (Source::Timer(timer), _) => timer::restart(timer),
+                    _ => Ok(()),
                 }
-                Ok(())
             }
             Op::Move => {
                 let target = file_of(change.0.data)?;

@@ -7,6 +7,7 @@
 use crate::{
     abi::Ukevent,
     events::{
+        After,
         Event,
         Find,
         Trigger, //
@@ -84,6 +85,8 @@ struct Collected {
     events: u32,
     /// Whether level-triggered ones are among them.
     level: bool,
+    /// Whether one-shot ones are among them.
+    ended: bool,
 }
 
 /// What an event that was found is of.
@@ -143,7 +146,7 @@ impl Queue {
                             // Whoever has a signal to handle may never come to claim the event.
                             self.pass_on();
                         }
-                        Ok(count)
+                        Ok(if want < min { self.count(min) } else { count })
                     }
                     Waited::Interrupted => Err(EINTR),
                     Waited::Woken | Waited::Expired => Ok(self.count(min)),
@@ -156,6 +159,9 @@ impl Queue {
 
             let result = self.collect(events, &mut collected, max);
 
+            if collected.ended {
+                self.reap();
+            }
             if result.is_err() || collected.events == max {
                 // There may be more.
                 self.pass_on();
@@ -316,6 +322,7 @@ impl Queue {
             if value != 0 {
                 collected.events += 1;
                 collected.level |= event.terms.trigger == Trigger::Level;
+                collected.ended |= event.terms.after == After::End;
                 trace::collect(self, &event.terms.payload, value);
             }
         }

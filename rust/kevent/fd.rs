@@ -67,9 +67,11 @@ use kernel::{
     sync::{
         aref::ARef,
         atomic::{
+            Acquire,
             Atomic,
             Full,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         poll_watch::{
             can_poll,
@@ -112,6 +114,8 @@ pub(crate) struct FdSource {
     file: UncountedFile,
     sharing: Sharing,
     table: TableId,
+    /// Whether the watch is in the table of watches, so that the registration can be ended.
+    complete: Atomic<bool>,
     /// Whether the descriptor was closed, or the file is being released.
     closed: Atomic<bool>,
 }
@@ -140,6 +144,11 @@ impl FdSource {
     #[inline]
     pub(crate) fn home(&self) -> &Home {
         &self.home
+    }
+
+    /// Returns whether [`add`] is done with the watch, so that it can be disarmed.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete.load(Acquire)
     }
 
     /// Takes a reference to the file, unless it is being released.
@@ -249,6 +258,7 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
                 file: UncountedFile::new(file),
                 sharing,
                 table: TableId::current(),
+                complete: Atomic::new(false),
                 closed: Atomic::new(false),
             },
             sharing,
@@ -259,8 +269,8 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
     queue.insert(terms, Source::Fd(watch.clone()), enabled, Some(place))?;
 
     // SAFETY: It is a new watch.  It is disarmed by whoever takes it from the queue's table; see
-    // the top of this file.  Until it is in the table of watches that can only be this function, as
-    // the mutex is held.
+    // the top of this file.  Until it is complete that can only be this function: the mutex is held,
+    // and a one-shot registration whose event is claimed already is left to end later.
     let ready = match unsafe { PollWatch::arm(&watch, file, terms.interest & mask::ALL) } {
         Ok(ready) => ready,
         Err(error) => {
@@ -272,6 +282,7 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
     };
 
     room.insert(watch.clone());
+    watch.handler().complete.store(true, Release);
     files::mark_watched(file);
 
     // The descriptor can have been closed before the file was marked.

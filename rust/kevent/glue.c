@@ -14,6 +14,7 @@
 #include <linux/nodemask.h>
 #include <linux/sched/user.h>
 #include <linux/sysctl.h>
+#include <linux/time_namespace.h>
 #include <linux/timekeeping.h>
 #include <linux/uaccess.h>
 #include <linux/workqueue.h>
@@ -136,6 +137,12 @@ fs_initcall(kevent_limits_init);
 bool kevent_node_has_memory(unsigned int node)
 {
 	return node < MAX_NUMNODES && node_state(node, N_MEMORY);
+}
+
+/* A time of the clock as the caller's time namespace has it */
+ktime_t kevent_time_to_host(clockid_t clock, ktime_t time)
+{
+	return timens_ktime_to_host(clock, time);
 }
 
 /* How far CLOCK_REALTIME is ahead of CLOCK_MONOTONIC */

@@ -667,6 +667,9 @@ impl Queue {
                     return;
                 };
 
+                if !source.is_complete() {
+                    return;
+                }
                 // SAFETY: The registration is in the table, and the lock is held.
                 match unsafe { source.pin() } {
                     Some(file) => (source.key(&terms.payload), file),

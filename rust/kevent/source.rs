@@ -88,6 +88,14 @@ impl Source {
         !matches!(self, Self::Fd(_))
     }
 
+    /// Returns whether the registration can be ended: nobody is still making it.
+    pub(crate) fn is_complete(&self) -> bool {
+        match self {
+            Self::Fd(watch) => watch.handler().is_complete(),
+            Self::Timer(_) | Self::User(_) => true,
+        }
+    }
+
     /// Takes a reference to the file, if it is of one.
     ///
     /// Returns [`None`] if the file is being released.

@@ -12,6 +12,7 @@
 #include <linux/poll.h>
 #include <linux/sched/signal.h>
 #include <linux/syscalls.h>
+#include <linux/time_namespace.h>
 #include <linux/uaccess.h>
 
 SYSCALL_DEFINE2(kevent_init, struct kevent_params __user *, uparams, size_t, size)
@@ -124,7 +125,8 @@ static int kevent_get_timeout(struct kevent_limit *limit,
 		if (!timespec64_valid(&ts))
 			return -EINVAL;
 		limit->clock = opts->clock;
-		limit->expires = timespec64_to_ktime(ts);
+		limit->expires = timens_ktime_to_host(limit->clock,
+						      timespec64_to_ktime(ts));
 		limit->slack = current->timer_slack_ns;
 		return 0;
 	}

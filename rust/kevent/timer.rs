@@ -73,6 +73,10 @@ pub(crate) struct TimerSource {
     /// How far the realtime clock was ahead of the monotonic one when the timer was started.
     /// Used with the mutex of the timer held.
     offset: Atomic<i64>,
+    /// When it is to expire, if that is a time of the clock.  Used with the mutex of the timer held.
+    at: Atomic<i64>,
+    /// Whether it was cancelled because the clock was set.  Used with the mutex of the timer held.
+    cancelled: Atomic<bool>,
 }
 
 impl TimerHandler for TimerSource {
@@ -111,10 +115,12 @@ impl Setting {
         let flags = change.0.fflags;
         let clock = Clock::from_id(flags & uapi::KEVENT_TIMER_CLOCK).ok_or(EINVAL)?;
         let time = time_of(change.0.data);
+        // SAFETY: It only computes.
+        let at = Expires::At(unsafe { bindings::kevent_time_to_host(clock.id(), time) });
         let (expires, cancel_on_set) = match (flags & !uapi::KEVENT_TIMER_CLOCK, clock) {
             (0, _) => (Expires::In(time), false),
-            (ABS, _) => (Expires::At(time), false),
-            (flags, Clock::Realtime) if flags == ABS | CANCEL => (Expires::At(time), true),
+            (ABS, _) => (at, false),
+            (flags, Clock::Realtime) if flags == ABS | CANCEL => (at, true),
             _ => return Err(EINVAL),
         };
 
@@ -166,6 +172,28 @@ impl TimerSource {
     }
 }
 
+/// Starts a timer again that was cancelled because the clock was set.
+///
+/// Must be called with the queue's mutex held.  May sleep.
+pub(crate) fn restart(timer: &Arc<Timer>) -> Result {
+    let source = timer.handler();
+    let setting = {
+        let _control = timer.control();
+
+        if !source.cancelled.load(Relaxed) {
+            return Ok(());
+        }
+        Setting {
+            clock: Clock::Realtime,
+            expires: Expires::At(source.at.load(Relaxed)),
+            interval: source.interval.load(Relaxed),
+            cancel_on_set: true,
+        }
+    };
+
+    start(timer, &setting, || Ok(()))
+}
+
 /// Starts a timer anew; `before` is called when it is cancelled.  May sleep.
 fn start(timer: &Arc<Timer>, setting: &Setting, before: impl FnOnce() -> Result) -> Result {
     let node = match setting.cancel_on_set {
@@ -182,6 +210,10 @@ fn start(timer: &Arc<Timer>, setting: &Setting, before: impl FnOnce() -> Result)
 
     source.interval.store(setting.interval, Relaxed);
     source.offset.store(realtime_offset(), Relaxed);
+    source.cancelled.store(false, Relaxed);
+    if let Expires::At(at) = setting.expires {
+        source.at.store(at, Relaxed);
+    }
     if let (Some(node), Some(table)) = (node, CANCELED_ON_SET.as_ref()) {
         table
             .lock()
@@ -222,6 +254,7 @@ pub(crate) fn clock_was_set() {
         if source.offset.load(Relaxed) != realtime_offset() {
             forget(&timer);
             if control.cancel() {
+                source.cancelled.store(true, Relaxed);
                 source.home.post(Update::Count(TIMER_CANCELED), 0);
             }
         }
@@ -261,6 +294,8 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
             home: Home::new(),
             interval: Atomic::new(0),
             offset: Atomic::new(0),
+            at: Atomic::new(0),
+            cancelled: Atomic::new(false),
         }),
         GFP_KERNEL_ACCOUNT,
     )?;

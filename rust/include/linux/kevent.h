@@ -61,6 +61,7 @@ struct user_struct *kevent_get_user(void);
 bool kevent_charge_user(struct user_struct *user);
 void kevent_uncharge_user(struct user_struct *user);
 bool kevent_node_has_memory(unsigned int node);
+ktime_t kevent_time_to_host(clockid_t clock, ktime_t time);
 ktime_t kevent_realtime_offset(void);
 
 /* The last reference to @file is gone: whatever watches it must end. */

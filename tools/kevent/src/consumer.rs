@@ -8,6 +8,10 @@
 //! The cursor is the position that is looked for next, counted from 0 and
 //! modulo 2^64.  It is this consumer's own; nothing is shared with others, and
 //! nothing depends on its being right but how soon an event is found.
+//!
+//! A ring that grows gets a larger set of slots, and the older ones get no event
+//! any more.  Whoever has seen the larger one *before* a look at all of the older
+//! one has seen the last event of that, and goes on to the larger one.
 
 use std::io;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
@@ -21,13 +25,27 @@ use crate::RingStats;
 /// How many events are collected at most when the system call must be used.
 const SPILL: usize = 64;
 
-/// A ring and the kernel behind it.
-pub(crate) trait Backend {
-    /// How many slots there are: a power of two that does not change.
-    fn slots(&self) -> u32;
+/// A set of slots.
+pub(crate) trait Slots {
+    /// How many there are: a power of two.
+    fn count(&self) -> u32;
 
     /// The slot of a position; the index is taken modulo the number of slots.
     fn slot(&self, index: u32) -> &Slot;
+}
+
+/// A ring and the kernel behind it.
+pub(crate) trait Backend {
+    type Slots: Slots;
+
+    /// The slots to begin with: no smaller set has events.
+    fn oldest(&self) -> Self::Slots;
+
+    /// The set with so many slots, or None if it is not to be had.
+    fn set(&self, count: u32) -> Option<Self::Slots>;
+
+    /// `kevent_ring.rings`, with acquire semantics
+    fn rings(&self) -> u32;
 
     /// `kevent_ring.flags`
     fn flags(&self) -> u32;
@@ -42,11 +60,12 @@ pub(crate) trait Backend {
 }
 
 /// One consumer of a ring.
-pub(crate) struct Consumer<B> {
+pub(crate) struct Consumer<B: Backend> {
     backend: B,
-    pub(crate) cursor: u64,
+    slots: B::Slots,
     /// log2 of the number of slots
     shift: u32,
+    pub(crate) cursor: u64,
     /// How many events are claimed at once, at most.
     limit: usize,
     events: Vec<Event>,
@@ -65,11 +84,12 @@ enum Found {
 impl<B: Backend> Consumer<B> {
     /// A consumer which claims up to `limit` events at once.
     pub(crate) fn new(backend: B, limit: usize) -> Self {
-        let shift = backend.slots().trailing_zeros();
+        let slots = backend.oldest();
         let mut consumer = Self {
             backend,
+            shift: slots.count().trailing_zeros(),
+            slots,
             cursor: 0,
-            shift,
             limit: limit.max(1),
             events: Vec::with_capacity(limit.max(1)),
             stats: RingStats::default(),
@@ -115,7 +135,7 @@ impl<B: Backend> Consumer<B> {
     /// been posted at all this is before the first lap; that does no harm, as
     /// slots of generation 0 count as consumed then.
     fn resynchronise(&mut self) {
-        let lap = abi::word_gen(self.backend.slot(0).word.load(Acquire)).wrapping_sub(1)
+        let lap = abi::word_gen(self.slots.slot(0).word.load(Acquire)).wrapping_sub(1)
             & abi::KEVENT_WORD_GEN_MASK;
         let before = (1u64 << self.shift) - 1;
         self.cursor = (u64::from(lap) << self.shift).wrapping_sub(before);
@@ -123,7 +143,7 @@ impl<B: Backend> Consumer<B> {
 
     /// Looks at the slot of the cursor, and claims what is there.
     fn look(&mut self) -> Found {
-        let slot = self.backend.slot(self.cursor as u32);
+        let slot = self.slots.slot(self.cursor as u32);
         let mut word = slot.word.load(Acquire);
 
         loop {
@@ -149,6 +169,7 @@ impl<B: Backend> Consumer<B> {
                 ident: slot.ident.load(Relaxed),
                 value: abi::word_value(word),
                 source: slot.source.load(Relaxed),
+                tag: slot.tag.load(Relaxed),
             };
             // Release: the payload was read before the kernel may use the slot
             // again.  Acquire: nothing that is done about the event is moved
@@ -176,9 +197,9 @@ impl<B: Backend> Consumer<B> {
         }
     }
 
-    /// Claims what is there, up to the limit, and tells how much it was.
-    pub(crate) fn claim(&mut self) -> usize {
-        self.events.clear();
+    /// Claims what is in this set, up to the limit.  Tells whether there is
+    /// nothing left.
+    fn drain(&mut self) -> bool {
         // Two laps catch up with everything.  In a ring that this program has
         // scribbled over it could go on for ever.
         let mut skips = 4u64 << self.shift;
@@ -186,17 +207,56 @@ impl<B: Backend> Consumer<B> {
             match self.look() {
                 Found::Event(event) => self.events.push(event),
                 Found::Skip if skips > 0 => skips -= 1,
-                Found::Skip | Found::Empty => break,
+                Found::Skip => return false,
+                Found::Empty => return true,
             }
         }
-        if !self.events.is_empty() {
+        false
+    }
+
+    /// Goes on to the smallest of the sets `larger`.  Tells whether another look
+    /// is worth while.
+    fn go_on(&mut self, larger: u32) -> bool {
+        let next = larger & larger.wrapping_neg();
+        match self.backend.set(next) {
+            Some(slots) => {
+                self.shift = slots.count().trailing_zeros();
+                self.slots = slots;
+                self.resynchronise();
+                true
+            }
+            // If it is gone, all of its events were claimed.  If it is still
+            // there, it cannot be mapped, and poll() collects from it.
+            None => self.backend.rings() & next == 0,
+        }
+    }
+
+    /// Claims what is there, up to the limit, beside what was collected.
+    fn claim_more(&mut self) {
+        let before = self.events.len();
+        loop {
+            // Before the look at the slots.
+            let here = self.slots.count();
+            let larger = self.backend.rings() & !(here | (here - 1));
+            if !self.drain() || larger == 0 || !self.go_on(larger) {
+                break;
+            }
+        }
+        let claimed = self.events.len() - before;
+        if claimed > 0 {
             // The claims come before any look at the sources: the kernel either
             // sees that the events were taken, and posts anew, or the caller
             // sees what the source has to say.
             fence(SeqCst);
             self.stats.batches += 1;
-            self.stats.claimed += self.events.len() as u64;
+            self.stats.claimed += claimed as u64;
         }
+    }
+
+    /// Claims what is there, up to the limit, and tells how much it was.
+    pub(crate) fn claim(&mut self) -> usize {
+        self.events.clear();
+        self.claim_more();
         self.events.len()
     }
 
@@ -208,30 +268,40 @@ impl<B: Backend> Consumer<B> {
 
     /// Claims what is there; if that is nothing, waits for it.
     pub(crate) fn poll(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
-        if self.claim() != 0 {
+        self.events.clear();
+        // In the call, what is in the ring and what is not take turns, so that
+        // neither starves.
+        if self.backend.flags() & abi::KEVENT_RING_LEVEL_READY != 0 {
+            self.collect(0, Some(Duration::ZERO))?;
+        }
+        self.claim_more();
+        if !self.events.is_empty() {
             return Ok(self.events.len());
         }
-        // This also lets in what waits behind a full ring.
+        if self.backend.flags() & abi::KEVENT_RING_OVERFLOW != 0 {
+            // There are events, and they are let in as others are collected.
+            return self.collect(1, timeout);
+        }
         if self.wait(1, timeout)? == 0 || self.claim() != 0 {
             return Ok(self.events.len());
         }
-        self.spill()
+        // There was something a moment ago, but not at the cursor.  It is
+        // level-triggered, or another consumer has got it, or it is at a
+        // position which this cursor has left behind: the kernel knows.
+        let collected = self.collect(0, Some(Duration::ZERO))?;
+        self.resynchronise();
+        Ok(collected)
     }
 
-    /// There was something a moment ago, but not at the cursor.  Either another
-    /// consumer has got it, or it is at a position which this cursor has left
-    /// behind: the kernel knows.
-    fn spill(&mut self) -> io::Result<usize> {
+    /// Collects through the kernel.
+    fn collect(&mut self, min: usize, timeout: Option<Duration>) -> io::Result<usize> {
         let mut raw = [Ukevent::default(); SPILL];
         let room = self.limit.min(SPILL);
         self.stats.collects += 1;
-        let collected = self
-            .backend
-            .getevents(&mut raw[..room], 0, Some(Duration::ZERO))?;
+        let collected = self.backend.getevents(&mut raw[..room], min, timeout)?;
         self.stats.collected += collected as u64;
         self.events.extend(raw[..collected].iter().map(Event::from));
-        self.resynchronise();
         fence(SeqCst);
-        Ok(self.events.len())
+        Ok(collected)
     }
 }

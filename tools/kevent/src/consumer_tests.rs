@@ -2,32 +2,89 @@
 //! Tests of the consumer against a kernel that is played.
 
 use crate::abi::{self, Slot, Ukevent};
-use crate::consumer::{Backend, Consumer};
+use crate::consumer::{Backend, Consumer, Slots};
 use crate::event::Event;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+/// A set of slots.
+struct Set(Box<[Slot]>);
+
+const LAP: u64 = 1 << 31;
+
+impl Set {
+    fn new(slots: u32) -> Arc<Self> {
+        Arc::new(Self((0..slots).map(|_| Slot::default()).collect()))
+    }
+
+    fn slot(&self, index: u32) -> &Slot {
+        &self.0[index as usize % self.0.len()]
+    }
+
+    fn free(&self, position: u64) -> u64 {
+        let lap = position / self.0.len() as u64;
+        ((lap + 1) % LAP) << abi::KEVENT_WORD_GEN_SHIFT
+    }
+
+    fn holds_events(&self) -> bool {
+        let ready = |slot: &Slot| slot.word.load(Acquire) & abi::KEVENT_WORD_READY != 0;
+        self.0.iter().any(ready)
+    }
+}
+
+impl Slots for Arc<Set> {
+    fn count(&self) -> u32 {
+        self.0.len() as u32
+    }
+
+    fn slot(&self, index: u32) -> &Slot {
+        (**self).slot(index)
+    }
+}
+
 /// The kernel's part: a ring, and what it keeps of it for itself.
 struct Fake {
-    slots: Box<[Slot]>,
     flags: AtomicU32,
+    rings: AtomicU32,
     waits: AtomicU32,
+    first: Arc<Set>,
     state: Mutex<State>,
+    /// Whether larger sets cannot be mapped.
+    cramped: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
+    /// all sets, the largest of which takes new events
+    sets: BTreeMap<u32, Arc<Set>>,
     /// where the next event goes
     next: u64,
     /// what found no free slot
     overflow: VecDeque<Ukevent>,
+    /// what is so, and not in the ring
+    level: VecDeque<Ukevent>,
 }
 
-const LAP: u64 = 1 << 31;
+impl State {
+    fn last(&self) -> &Arc<Set> {
+        self.sets.values().last().unwrap()
+    }
+}
+
+fn event(value: u32, user_data: u64) -> Ukevent {
+    Ukevent {
+        ident: !user_data,
+        source: 1,
+        events: value,
+        user_data,
+        tag: user_data as u32 + 1,
+        ..Ukevent::default()
+    }
+}
 
 impl Fake {
     fn new(slots: u32) -> Arc<Self> {
@@ -36,36 +93,42 @@ impl Fake {
 
     /// A ring that is used up to a position.
     fn at(slots: u32, next: u64) -> Arc<Self> {
-        let fake = Self {
-            slots: (0..slots).map(|_| Slot::default()).collect(),
-            flags: AtomicU32::new(0),
-            waits: AtomicU32::new(0),
-            state: Mutex::default(),
-        };
+        let set = Set::new(slots);
         for position in next.saturating_sub(u64::from(slots))..next {
-            fake.slot(position as u32)
-                .word
-                .store(fake.free(position), Relaxed);
+            let free = set.free(position);
+            set.slot(position as u32).word.store(free, Relaxed);
         }
-        fake.state.lock().unwrap().next = next;
-        Arc::new(fake)
+        Arc::new(Self {
+            flags: AtomicU32::new(0),
+            rings: AtomicU32::new(slots),
+            waits: AtomicU32::new(0),
+            first: Arc::clone(&set),
+            state: Mutex::new(State {
+                sets: [(slots, set)].into(),
+                next,
+                ..State::default()
+            }),
+            cramped: AtomicBool::new(false),
+        })
     }
 
-    fn free(&self, position: u64) -> u64 {
-        let lap = position / self.slots.len() as u64;
-        ((lap + 1) % LAP) << abi::KEVENT_WORD_GEN_SHIFT
+    /// A slot of the first set.
+    fn slot(&self, index: u32) -> &Slot {
+        self.first.slot(index)
     }
 
     fn put(&self, state: &mut State, event: &Ukevent) -> Option<u64> {
         let position = state.next;
-        let slot = self.slot(position as u32);
+        let set = state.last();
+        let slot = set.slot(position as u32);
         if slot.word.load(Acquire) & abi::KEVENT_WORD_READY != 0 {
             return None;
         }
         slot.user_data.store(event.user_data, Relaxed);
         slot.ident.store(event.ident, Relaxed);
         slot.source.store(event.source, Relaxed);
-        let word = u64::from(event.events) << 32 | self.free(position) | 1;
+        slot.tag.store(event.tag, Relaxed);
+        let word = u64::from(event.events) << 32 | set.free(position) | 1;
         slot.word.store(word, SeqCst);
         state.next += 1;
         Some(position)
@@ -73,13 +136,7 @@ impl Fake {
 
     /// Posts an event; if the ring is full, it waits.
     fn post(&self, value: u32, user_data: u64) -> u64 {
-        let event = Ukevent {
-            ident: !user_data,
-            source: 1,
-            events: value,
-            user_data,
-            ..Ukevent::default()
-        };
+        let event = event(value, user_data);
         let mut state = self.state.lock().unwrap();
         match self.put(&mut state, &event) {
             Some(position) => position,
@@ -91,11 +148,21 @@ impl Fake {
         }
     }
 
+    /// Makes a level-triggered event ready.
+    fn level(&self, user_data: u64) {
+        let mut state = self.state.lock().unwrap();
+        state.level.push_back(event(1, user_data));
+        self.flags.fetch_or(abi::KEVENT_RING_LEVEL_READY, Relaxed);
+    }
+
+    /// Changes the value of an event in the last set.
     fn change(&self, position: u64, value: impl Fn(u32) -> u32) -> bool {
-        let slot = self.slot(position as u32);
-        slot.word
+        let state = self.state.lock().unwrap();
+        let set = state.last();
+        set.slot(position as u32)
+            .word
             .fetch_update(SeqCst, SeqCst, |word| {
-                let same = word & 0xffff_ffff == self.free(position) | 1;
+                let same = word & 0xffff_ffff == set.free(position) | 1;
                 same.then(|| u64::from(value(abi::word_value(word))) << 32 | word & 0xffff_ffff)
             })
             .is_ok()
@@ -109,6 +176,24 @@ impl Fake {
         self.change(position, |_| 0)
     }
 
+    /// Makes a larger set, which takes all events from now on.
+    fn grow(&self, slots: u32) {
+        let mut state = self.state.lock().unwrap();
+        state.sets.insert(slots, Set::new(slots));
+        state.next = 0;
+        self.rings.fetch_or(slots, Release);
+    }
+
+    /// Takes away the sets that have no event any more.
+    fn retire(&self) {
+        let mut state = self.state.lock().unwrap();
+        let last = state.last().count();
+        state
+            .sets
+            .retain(|&slots, set| slots == last || set.holds_events());
+        self.rings.store(state.sets.keys().sum(), Release);
+    }
+
     fn let_in(&self, state: &mut State) {
         while let Some(event) = state.overflow.front().copied() {
             if self.put(state, &event).is_none() {
@@ -116,17 +201,70 @@ impl Fake {
             }
             state.overflow.pop_front();
         }
-        self.flags.store(0, Relaxed);
+        self.flags.fetch_and(!abi::KEVENT_RING_OVERFLOW, Relaxed);
+    }
+
+    /// Counts the events in the ring, or claims them.
+    fn look(&self, state: &State, events: &mut [Ukevent], min: usize) -> usize {
+        let mut found = 0;
+        for (&slots, set) in &state.sets {
+            // The older ones have no event out of order.
+            let oldest = match slots == state.last().count() {
+                true => state.next.saturating_sub(u64::from(slots)),
+                false => 0,
+            };
+            for position in oldest..oldest + u64::from(slots) {
+                let slot = set.slot(position as u32);
+                let word = slot.word.load(Acquire);
+                if word & abi::KEVENT_WORD_READY == 0 || abi::word_value(word) == 0 {
+                    continue;
+                }
+                let claimed = abi::word_claimed(word);
+                if events.is_empty() {
+                    found += 1;
+                    if found == min {
+                        return found;
+                    }
+                } else if found < events.len()
+                    && slot
+                        .word
+                        .compare_exchange(word, claimed, AcqRel, Acquire)
+                        .is_ok()
+                {
+                    events[found] = Ukevent {
+                        ident: slot.ident.load(Relaxed),
+                        source: slot.source.load(Relaxed),
+                        tag: slot.tag.load(Relaxed),
+                        events: abi::word_value(word),
+                        user_data: slot.user_data.load(Relaxed),
+                        ..Ukevent::default()
+                    };
+                    found += 1;
+                }
+            }
+        }
+        found
     }
 }
 
 impl Backend for Arc<Fake> {
-    fn slots(&self) -> u32 {
-        self.slots.len() as u32
+    type Slots = Arc<Set>;
+
+    fn oldest(&self) -> Arc<Set> {
+        let state = self.state.lock().unwrap();
+        Arc::clone(state.sets.values().next().unwrap())
     }
 
-    fn slot(&self, index: u32) -> &Slot {
-        (**self).slot(index)
+    fn set(&self, count: u32) -> Option<Arc<Set>> {
+        let state = self.state.lock().unwrap();
+        if self.cramped.load(Relaxed) {
+            return None;
+        }
+        state.sets.get(&count).cloned()
+    }
+
+    fn rings(&self) -> u32 {
+        self.rings.load(Acquire)
     }
 
     fn flags(&self) -> u32 {
@@ -142,43 +280,20 @@ impl Backend for Arc<Fake> {
         let mut state = self.state.lock().unwrap();
         self.waits.fetch_add(1, Relaxed);
         self.let_in(&mut state);
-        let mut found = 0;
-        let oldest = state.next.saturating_sub(self.slots.len() as u64);
-        for position in oldest..state.next {
-            let slot = self.slot(position as u32);
-            let word = slot.word.load(Acquire);
-            if word & abi::KEVENT_WORD_READY == 0 || abi::word_value(word) == 0 {
-                continue;
-            }
-            if events.is_empty() {
-                found += 1;
-                if found == min {
-                    break;
-                }
-            } else if found < events.len()
-                && slot
-                    .word
-                    .compare_exchange(word, abi::word_claimed(word), AcqRel, Acquire)
-                    .is_ok()
-            {
-                events[found] = Ukevent {
-                    ident: slot.ident.load(Relaxed),
-                    source: slot.source.load(Relaxed),
-                    events: abi::word_value(word),
-                    user_data: slot.user_data.load(Relaxed),
-                    ..Ukevent::default()
-                };
-                found += 1;
-            }
-        }
+        let mut found = self.look(&state, events, min);
         self.let_in(&mut state);
+        if events.is_empty() {
+            return Ok((found + state.level.len()).min(min));
+        }
+        let mut level = 0;
+        while found < events.len() && level < state.level.len() {
+            events[found] = state.level[level];
+            (found, level) = (found + 1, level + 1);
+        }
+        if level == 0 && state.level.is_empty() {
+            self.flags.fetch_and(!abi::KEVENT_RING_LEVEL_READY, Relaxed);
+        }
         Ok(found)
-    }
-}
-
-impl Fake {
-    fn slot(&self, index: u32) -> &Slot {
-        &self.slots[index as usize % self.slots.len()]
     }
 }
 
@@ -224,10 +339,11 @@ fn events_come_whole_and_in_order() {
         ident: !user_data,
         value,
         source: 1,
+        tag: user_data as u32 + 1,
     });
     assert_eq!(consumer.events(), expected);
-    assert_eq!(kernel.slot(0).word.load(Relaxed), kernel.free(0));
-    assert_eq!(kernel.slot(1).word.load(Relaxed), kernel.free(1));
+    assert_eq!(kernel.slot(0).word.load(Relaxed), kernel.first.free(0));
+    assert_eq!(kernel.slot(1).word.load(Relaxed), kernel.first.free(1));
     assert_eq!(claim(&mut consumer), NONE);
     assert_eq!(kernel.waits.load(Relaxed), 0);
 }
@@ -295,7 +411,7 @@ fn nothing_but_cancelled_is_nothing() {
     let first = kernel.post(1, 1);
     assert!(kernel.cancel(first));
     assert_eq!(poll(&mut consumer), NONE);
-    assert_eq!(kernel.slot(0).word.load(Relaxed), kernel.free(0));
+    assert_eq!(kernel.slot(0).word.load(Relaxed), kernel.first.free(0));
 }
 
 #[test]
@@ -421,6 +537,115 @@ fn somebody_elses_skipped_slot_holds_nothing_up() {
     assert_eq!(poll(&mut consumer), NONE);
 }
 
+#[test]
+fn a_ring_that_grows_is_followed_in_order() {
+    let kernel = Fake::new(2);
+    let mut one = Consumer::new(kernel.clone(), 2);
+    let mut two = Consumer::new(kernel.clone(), 8);
+    kernel.post(1, 1);
+    kernel.post(1, 2);
+    kernel.grow(4);
+    for name in 3..7 {
+        kernel.post(1, name);
+    }
+    // The batch is full, and the old set not known to be empty.
+    assert_eq!(claim(&mut one), [1, 2]);
+    assert_eq!(claim(&mut one), [3, 4]);
+    kernel.grow(16);
+    kernel.post(1, 7);
+    assert_eq!(claim(&mut two), [5, 6, 7]);
+    for name in 8..24 {
+        kernel.post(1, name);
+    }
+    let mut late = Consumer::new(kernel.clone(), 3);
+    assert_eq!(claim(&mut late), [8, 9, 10]);
+    assert_eq!(claim(&mut two), (11..19).collect::<Vec<_>>());
+    assert_eq!(claim(&mut one), [19, 20]);
+    assert_eq!(kernel.waits.load(Relaxed), 0);
+}
+
+#[test]
+fn sets_that_are_gone_are_left_out() {
+    let kernel = Fake::new(1);
+    let mut consumer = Consumer::new(kernel.clone(), 8);
+    let mut other = Consumer::new(kernel.clone(), 8);
+    for slots in [2, 4, 8] {
+        kernel.grow(slots);
+        kernel.post(1, u64::from(slots));
+        if slots < 8 {
+            assert_eq!(claim(&mut other), [u64::from(slots)]);
+        }
+        kernel.retire();
+    }
+    assert_eq!(kernel.rings(), 8);
+    assert_eq!(claim(&mut consumer), [8]);
+    kernel.post(1, 9);
+    assert_eq!(claim(&mut other), [9]);
+    assert_eq!(kernel.waits.load(Relaxed), 0);
+}
+
+/// The set is seen in the header, but retired before it is mapped.
+#[test]
+fn a_set_that_goes_meanwhile_is_left_out() {
+    let kernel = Fake::new(1);
+    let mut consumer = Consumer::new(kernel.clone(), 8);
+    kernel.grow(2);
+    kernel.grow(4);
+    kernel.post(1, 1);
+    kernel.state.lock().unwrap().sets.remove(&2);
+    kernel.cramped.store(true, Relaxed);
+    assert_eq!(claim(&mut consumer), NONE);
+    kernel.cramped.store(false, Relaxed);
+    kernel.retire();
+    assert_eq!(claim(&mut consumer), [1]);
+}
+
+#[test]
+fn without_room_to_map_the_kernel_helps() {
+    let kernel = Fake::new(1);
+    let mut consumer = Consumer::new(kernel.clone(), 8);
+    kernel.cramped.store(true, Relaxed);
+    kernel.grow(4);
+    kernel.post(1, 1);
+    kernel.post(1, 2);
+    assert_eq!(claim(&mut consumer), NONE);
+    assert_eq!(poll(&mut consumer), [1, 2]);
+    assert_eq!(consumer.stats.collected, 2);
+}
+
+#[test]
+fn level_triggered_events_do_not_starve_nor_starve_others() {
+    let kernel = Fake::new(4);
+    let mut consumer = Consumer::new(kernel.clone(), 8);
+    kernel.post(1, 1);
+    assert_eq!(poll(&mut consumer), [1]);
+    assert_eq!(kernel.waits.load(Relaxed), 0);
+    kernel.level(100);
+    for name in 2..9 {
+        kernel.post(1, name);
+        assert_eq!(poll(&mut consumer), [name, 100]);
+    }
+    assert_eq!(poll(&mut consumer), [100]);
+    // Not so any more: one more call finds out.
+    kernel.state.lock().unwrap().level.clear();
+    kernel.post(1, 9);
+    assert_eq!(poll(&mut consumer), [9]);
+    assert_eq!(kernel.flags(), 0);
+    let calls = kernel.waits.load(Relaxed);
+    kernel.post(1, 10);
+    assert_eq!(poll(&mut consumer), [10]);
+    assert_eq!(kernel.waits.load(Relaxed), calls);
+}
+
+#[test]
+fn claiming_is_not_for_level_triggered_events() {
+    let kernel = Fake::new(4);
+    let mut consumer = Consumer::new(kernel.clone(), 8);
+    kernel.level(100);
+    assert_eq!(claim(&mut consumer), NONE);
+    assert_eq!(kernel.waits.load(Relaxed), 0);
+}
+
 /// A real race: one kernel that posts and merges, two consumers which
 /// claim.  Each event arrives once, whole.
 #[test]
@@ -452,6 +677,9 @@ fn threads_race() {
             });
         }
         for name in 0..EVENTS {
+            if name % 2000 == 1999 {
+                kernel.grow(16 << (name / 2000));
+            }
             let position = kernel.post(name as u32 & 0xff | 1, name);
             if position != u64::MAX {
                 kernel.merge(position, 0x100);

@@ -19,7 +19,26 @@
 //! # }
 //! ```
 //!
-//! Events tell of changes (edge-triggered): read or write until it would block.
+//! Events of files tell of changes (edge-triggered): read or write until it would
+//! block.  [`Registration`] has other modes, timers and events that programs
+//! trigger; [`Change`] is what can be done with them, one by one
+//! ([`Queue::apply`]) or many at once ([`Queue::ctl`]):
+//!
+//! ```no_run
+//! use kevent::{interest, Change, Name, Queue, Registration, Timer};
+//! use std::time::Duration;
+//!
+//! # fn main() -> std::io::Result<()> {
+//! # let queue = Queue::new(1024)?;
+//! queue.ctl(&mut [
+//!     Change::add(Registration::file(std::io::stdin(), interest::IN).level()),
+//!     Change::add(Registration::timer(1, Timer::every(Duration::from_secs(1)))),
+//!     Change::add(Registration::counter(1).one_shot()),
+//! ])?;
+//! queue.apply(Change::count(Name::user(1), 5))?;
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! `<linux/kevent.h>` and `Documentation/userspace-api/kevent.rst` are the
 //! contract; [`abi`] is what they define, unchanged.
@@ -27,12 +46,14 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
+mod change;
 mod consumer;
 #[cfg(test)]
 mod consumer_tests;
 mod event;
 mod map;
 mod sys;
+mod wait;
 
 /// What the tests in `ring-tests` replace.
 mod sync {
@@ -44,14 +65,16 @@ use std::io;
 use std::iter::Copied;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::slice;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use consumer::{Backend, Consumer};
-use map::Mapping;
+use map::{Header, Slots};
 
-pub use event::{interest, Change, Event};
+pub use change::{Change, Clock, Flags, Name, Registration, Timer};
+pub use event::{interest, Event};
+pub use wait::Wait;
 
 /// How many events a [`Ring`] claims at once, if not told otherwise.
 pub const DEFAULT_BATCH: usize = 256;
@@ -65,6 +88,58 @@ pub fn available() -> bool {
     sys::probe().raw_os_error() == Some(libc::EINVAL)
 }
 
+/// How a queue is to be made; see [`Queue::builder`].
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Builder(abi::Params);
+
+impl Builder {
+    /// Does not reserve slots: there can be more registrations than slots.  An
+    /// event that finds the ring full waits, see [`Ring::overflowed`].
+    pub fn overcommit(mut self) -> Self {
+        self.0.flags |= abi::KEVENT_INIT_OVERCOMMIT;
+        self
+    }
+
+    /// Takes the ring's memory from this NUMA node.
+    pub fn node(mut self, node: u32) -> Self {
+        self.0.flags |= abi::KEVENT_INIT_NODE;
+        self.0.node = node;
+        self
+    }
+
+    /// Of the threads that wait, wakes the one that came last, whose caches are
+    /// warm.  Otherwise they take turns.
+    pub fn lifo(mut self) -> Self {
+        self.0.flags |= abi::KEVENT_INIT_LIFO;
+        self
+    }
+
+    /// Makes the queue.  Does not block.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`](io::ErrorKind::Unsupported) if this kernel has no kevent,
+    /// or a newer one whose ring this library does not understand;
+    /// `EINVAL` if there are no slots or too many, or no such node; else what the
+    /// kernel said when it made or mapped the queue.
+    pub fn build(mut self) -> io::Result<Queue> {
+        let fd = sys::init(&mut self.0).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOSYS) => {
+                io::Error::new(io::ErrorKind::Unsupported, "this kernel has no kevent")
+            }
+            _ => error,
+        })?;
+        let header = Header::new(fd.as_fd())?;
+        let slots = Slots::new(fd.as_fd(), &header, self.0.slots)?;
+        Ok(Queue(Arc::new(Shared {
+            fd,
+            header,
+            slots: Mutex::new(vec![Arc::new(slots)]),
+        })))
+    }
+}
+
 /// An event queue: the descriptor and the mapped ring.
 ///
 /// Changes may be made by any thread.  Dropping the queue and all of its rings
@@ -74,39 +149,55 @@ pub struct Queue(Arc<Shared>);
 
 struct Shared {
     fd: OwnedFd,
-    mapping: Mapping,
+    header: Header,
+    /// The sets of slots that are mapped, from the smallest to the largest.  No
+    /// set that is smaller than all of them has events.
+    slots: Mutex<Vec<Arc<Slots>>>,
+}
+
+impl Shared {
+    /// The set with so many slots, mapped now if it was not.
+    fn mapped(&self, count: u32) -> io::Result<Arc<Slots>> {
+        let mut mapped = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slots) = mapped.iter().find(|slots| slots.count() == count) {
+            return Ok(Arc::clone(slots));
+        }
+        let slots = Arc::new(Slots::new(self.fd.as_fd(), &self.header, count)?);
+        let live = self.header.get().rings.load(Relaxed);
+        mapped.retain(|slots| live & slots.count() != 0);
+        mapped.push(Arc::clone(&slots));
+        mapped.sort_by_key(|slots| slots.count());
+        Ok(slots)
+    }
 }
 
 impl Queue {
     /// Makes a queue with a ring of at least `slots` slots, rounded up to a
     /// power of two, at most [`abi::KEVENT_MAX_SLOTS`].  Does not block.
     ///
-    /// Each registration reserves a slot, so this also limits those.
+    /// Each edge-triggered registration reserves a slot, so this also limits
+    /// those; [`Builder::overcommit`] is the other way, and the ring can
+    /// [`grow`](Self::grow).
     ///
     /// # Errors
     ///
-    /// [`Unsupported`](io::ErrorKind::Unsupported) if this kernel has no kevent,
-    /// or a newer one whose ring this library does not understand;
-    /// `EINVAL` if `slots` is zero or too many; else what the kernel said when
-    /// it made or mapped the queue.
+    /// As [`Builder::build`].
     pub fn new(slots: u32) -> io::Result<Self> {
-        let mut params = abi::Params {
-            slots,
-            ..abi::Params::default()
-        };
-        let fd = sys::init(&mut params).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOSYS) => {
-                io::Error::new(io::ErrorKind::Unsupported, "this kernel has no kevent")
-            }
-            _ => error,
-        })?;
-        let mapping = Mapping::new(fd.as_fd(), &params)?;
-        Ok(Self(Arc::new(Shared { fd, mapping })))
+        Self::builder(slots).build()
     }
 
-    /// How many slots there are, and so how many registrations there can be.
+    /// For a queue that is not as [`new`](Self::new) makes it.
+    pub fn builder(slots: u32) -> Builder {
+        Builder(abi::Params {
+            slots,
+            ..abi::Params::default()
+        })
+    }
+
+    /// How many slots there are, and so how many edge-triggered registrations
+    /// there can be.
     pub fn slots(&self) -> u32 {
-        self.0.mapping.slots()
+        self.0.header.get().slots.load(Relaxed)
     }
 
     /// A consumer of the ring.
@@ -121,7 +212,7 @@ impl Queue {
     /// Like [`ring`](Self::ring), but it claims up to `batch` events at once (at
     /// least one).
     pub fn ring_with_batch(&self, batch: usize) -> Ring {
-        Ring(Consumer::new(Arc::clone(&self.0), batch))
+        Ring(Consumer::new(self.clone(), batch))
     }
 
     /// Registers `fd`: `events` are [`interest`] bits, and `user_data` is handed
@@ -129,6 +220,7 @@ impl Queue {
     /// Does not block.
     ///
     /// The registration belongs to this descriptor and ends when it is closed.
+    /// [`Registration`] has all that can be registered.
     ///
     /// # Errors
     ///
@@ -136,8 +228,8 @@ impl Queue {
     /// `ENOSPC` ([`StorageFull`](io::ErrorKind::StorageFull)) if all slots are
     /// reserved; else what the kernel says of this descriptor.
     pub fn add(&self, fd: impl AsFd, events: u32, user_data: u64) -> io::Result<()> {
-        self.ctl(&mut [Change::add(fd, events, user_data)])
-            .map(|_| ())
+        let what = Registration::file(fd, events).user_data(user_data);
+        self.apply(Change::add(what))
     }
 
     /// Replaces what [`add`](Self::add) was given.  If the source is ready now,
@@ -147,8 +239,8 @@ impl Queue {
     ///
     /// [`NotFound`](io::ErrorKind::NotFound) if it is not registered.
     pub fn modify(&self, fd: impl AsFd, events: u32, user_data: u64) -> io::Result<()> {
-        self.ctl(&mut [Change::modify(fd, events, user_data)])
-            .map(|_| ())
+        let what = Registration::file(fd, events).user_data(user_data);
+        self.apply(Change::modify(what))
     }
 
     /// Ends a registration.  Does not block.
@@ -160,7 +252,38 @@ impl Queue {
     ///
     /// [`NotFound`](io::ErrorKind::NotFound) if it is not registered.
     pub fn delete(&self, fd: impl AsFd) -> io::Result<()> {
-        self.ctl(&mut [Change::delete(fd)]).map(|_| ())
+        self.apply(Change::delete(Name::file(fd)))
+    }
+
+    /// Makes at least `slots` slots of the ring, which must be more than there
+    /// are, while it is used.  Does not block.
+    ///
+    /// Nothing is lost, and each [`Ring`] follows by itself.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if there are as many already, or if it is too many.
+    pub fn grow(&self, slots: u32) -> io::Result<()> {
+        self.apply(Change::grow(slots))
+    }
+
+    /// Lets every thread that waits for events return, with what there is, be it
+    /// nothing.  Does not block.
+    ///
+    /// # Errors
+    ///
+    /// None, if the queue is one.
+    pub fn wake(&self) -> io::Result<()> {
+        self.apply(Change::wake())
+    }
+
+    /// Applies one change.  Does not block.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says of it.
+    pub fn apply(&self, change: Change) -> io::Result<()> {
+        self.ctl(&mut [change]).map(|_| ())
     }
 
     /// Applies changes in order, up to the first that fails, and tells how many
@@ -199,11 +322,10 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Interrupted`](io::ErrorKind::Interrupted) if a signal was caught;
-    /// `EINVAL` if `min` is more than there are slots.  That the timeout is over
-    /// is no error.
+    /// [`Interrupted`](io::ErrorKind::Interrupted) if a signal was caught.  That
+    /// the timeout is over is no error.
     pub fn wait(&self, min: usize, timeout: Option<Duration>) -> io::Result<usize> {
-        self.0.getevents(&mut [], min, timeout)
+        self.collect(&mut [], min, timeout)
     }
 
     /// Collects through the system call: waits as [`wait`](Self::wait) does,
@@ -223,7 +345,21 @@ impl Queue {
         min: usize,
         timeout: Option<Duration>,
     ) -> io::Result<usize> {
-        self.0.getevents(events, min, timeout)
+        self.collect_with(events, Wait::new(min).timeout(timeout))
+    }
+
+    /// [`collect`](Self::collect) with all that [`Wait`] has.
+    ///
+    /// # Errors
+    ///
+    /// As [`collect`](Self::collect), and those of the changes.
+    pub fn collect_with(
+        &self,
+        events: &mut [abi::Ukevent],
+        mut wait: Wait<'_>,
+    ) -> io::Result<usize> {
+        wait.changes.iter_mut().for_each(Change::clear_result);
+        sys::getevents(self.as_fd(), events, &mut wait)
     }
 }
 
@@ -248,17 +384,38 @@ impl fmt::Debug for Queue {
     }
 }
 
-impl Backend for Arc<Shared> {
-    fn slots(&self) -> u32 {
-        self.mapping.slots()
+impl consumer::Slots for Arc<Slots> {
+    fn count(&self) -> u32 {
+        (**self).count()
     }
 
     fn slot(&self, index: u32) -> &abi::Slot {
-        self.mapping.slot(index)
+        (**self).slot(index)
+    }
+}
+
+impl Backend for Queue {
+    type Slots = Arc<Slots>;
+
+    fn oldest(&self) -> Arc<Slots> {
+        let mapped = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        // There always is one.
+        Arc::clone(&mapped[0])
+    }
+
+    fn set(&self, count: u32) -> Option<Arc<Slots>> {
+        self.0.mapped(count).ok()
+    }
+
+    fn rings(&self) -> u32 {
+        let rings = self.0.header.get().rings.load(Relaxed);
+        // A load that acquires may not be used on memory that is read-only.
+        std::sync::atomic::fence(Acquire);
+        rings
     }
 
     fn flags(&self) -> u32 {
-        self.mapping.header().flags.load(Relaxed)
+        self.0.header.get().flags.load(Relaxed)
     }
 
     fn getevents(
@@ -267,12 +424,12 @@ impl Backend for Arc<Shared> {
         min: usize,
         timeout: Option<Duration>,
     ) -> io::Result<usize> {
-        sys::getevents(self.fd.as_fd(), events, min, timeout)
+        self.collect(events, min, timeout)
     }
 }
 
 /// A consumer of a queue's ring.  It keeps the queue open.
-pub struct Ring(Consumer<Arc<Shared>>);
+pub struct Ring(Consumer<Queue>);
 
 impl Ring {
     /// Claims the events that are there, as many as a batch holds.  Makes no
@@ -283,7 +440,9 @@ impl Ring {
     ///
     /// When it is empty, the caller owes the kernel a [`wait`](Self::wait) for at
     /// least one event sooner or later, be it with a timeout of zero: see
-    /// [`overflowed`](Self::overflowed).  [`poll`](Self::poll) sees to that.
+    /// [`overflowed`](Self::overflowed).  And what is level-triggered is never
+    /// here: see [`level_ready`](Self::level_ready).  [`poll`](Self::poll) sees to
+    /// both.
     pub fn batch(&mut self) -> Batch<'_> {
         self.0.claim();
         self.last_batch()
@@ -292,8 +451,9 @@ impl Ring {
     /// Like [`batch`](Self::batch), but when there is nothing, blocks until there
     /// is or the timeout is over; None is for ever, and zero does not block.
     ///
-    /// No system call is made as long as the ring has events.  The batch may be
-    /// empty: after the timeout, or when another consumer was faster.
+    /// No system call is made as long as the ring has events and nothing is
+    /// [`level_ready`](Self::level_ready).  The batch may be empty: after the
+    /// timeout, when another consumer was faster, or when it was told to return.
     ///
     /// # Errors
     ///
@@ -324,6 +484,12 @@ impl Ring {
         self.0.backend().flags() & abi::KEVENT_RING_OVERFLOW != 0
     }
 
+    /// Whether there may be level-triggered events.  They are not in the ring:
+    /// [`Queue::collect`] collects them, and [`poll`](Self::poll) does.
+    pub fn level_ready(&self) -> bool {
+        self.0.backend().flags() & abi::KEVENT_RING_LEVEL_READY != 0
+    }
+
     /// What this consumer has done so far.
     pub fn stats(&self) -> RingStats {
         self.0.stats
@@ -333,7 +499,7 @@ impl Ring {
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ring")
-            .field("fd", &self.0.backend().fd.as_raw_fd())
+            .field("queue", self.0.backend())
             .field("stats", &self.0.stats)
             .finish()
     }
@@ -351,7 +517,7 @@ pub struct RingStats {
     pub retries: u64,
     /// System calls made because the ring was empty.
     pub waits: u64,
-    /// System calls made to collect what was not found in the ring.
+    /// System calls made to collect what is not in the ring, or was not found.
     pub collects: u64,
     /// Events that those have given.
     pub collected: u64,

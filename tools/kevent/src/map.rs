@@ -11,10 +11,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::abi::{Params, RingHeader, Slot, KEVENT_OFF_HEADER, KEVENT_OFF_SLOTS};
+use crate::abi::{off_slots, RingHeader, Slot, KEVENT_OFF_HEADER, KEVENT_RING_INCOMPAT_GROWN};
 
 /// The features of `kevent_ring.incompat` that this library knows.
-const KNOWN_INCOMPAT: u32 = 0;
+const KNOWN_INCOMPAT: u32 = KEVENT_RING_INCOMPAT_GROWN;
 
 /// A mapping that is unmapped when it is dropped.
 struct Area {
@@ -23,18 +23,17 @@ struct Area {
 }
 
 impl Area {
-    fn new(fd: BorrowedFd<'_>, offset: u64, len: u64, prot: i32) -> io::Result<Self> {
-        let len = usize::try_from(len).map_err(|_| bad("the ring does not fit in memory"))?;
+    fn new(fd: BorrowedFd<'_>, offset: u64, len: usize, prot: i32) -> io::Result<Self> {
         // SAFETY: the kernel chooses a free place for the mapping, so that no
         // memory of this program is touched.
         let start = unsafe {
-            libc::mmap(
+            libc::mmap64(
                 ptr::null_mut(),
                 len,
                 prot,
                 libc::MAP_SHARED,
                 fd.as_raw_fd(),
-                offset as libc::off_t,
+                offset as libc::off64_t,
             )
         };
         if start == libc::MAP_FAILED {
@@ -53,66 +52,65 @@ impl Drop for Area {
     }
 }
 
-/// Both parts of a ring.
-pub(crate) struct Mapping {
-    header: Area,
-    slots: Area,
+// SAFETY: the mapping belongs to the process and not to a thread.
+unsafe impl Send for Area {}
+// SAFETY: what it points to is accessed through atomics only.
+unsafe impl Sync for Area {}
+
+/// The header of a ring.
+pub(crate) struct Header(Area);
+
+impl Header {
+    /// Maps the header of the ring of `fd`, and checks that this library
+    /// understands that ring.
+    pub(crate) fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let len = size_of::<RingHeader>();
+        let header = Self(Area::new(fd, KEVENT_OFF_HEADER, len, libc::PROT_READ)?);
+        check_incompat(header.get().incompat.load(Relaxed))?;
+        Ok(header)
+    }
+
+    /// The header.  The mapping is read-only: loads alone, and relaxed ones.
+    pub(crate) fn get(&self) -> &RingHeader {
+        // SAFETY: the mapping, which is aligned to a page, has room for the
+        // structure, and it lives as long as self.  Relaxed atomic loads of 32
+        // bits are allowed in read-only memory.
+        unsafe { self.0.start.cast().as_ref() }
+    }
+}
+
+/// A set of slots.
+pub(crate) struct Slots {
+    area: Area,
     mask: u32,
     slot_size: usize,
 }
 
-// SAFETY: the mapping belongs to the process and not to a thread.
-unsafe impl Send for Mapping {}
-// SAFETY: what it points to is accessed through atomics only.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    /// Maps the ring of `fd` and checks that this library understands it.
-    pub(crate) fn new(fd: BorrowedFd<'_>, params: &Params) -> io::Result<Self> {
-        if params.header_size < size_of::<RingHeader>() as u64 {
-            return Err(bad("the header of the ring is too small"));
-        }
-        let read = libc::PROT_READ;
-        let header = Area::new(fd, KEVENT_OFF_HEADER, params.header_size, read)?;
-        let write = libc::PROT_READ | libc::PROT_WRITE;
-        let slots = Area::new(fd, KEVENT_OFF_SLOTS, params.slots_size, write)?;
-
-        let mut mapping = Self {
-            header,
-            slots,
-            mask: 0,
-            slot_size: 0,
-        };
-        let header = mapping.header();
-        check_incompat(header.incompat.load(Relaxed))?;
-        let count = header.slots.load(Relaxed);
-        let slot_size = header.slot_size.load(Relaxed) as usize;
-        check_layout(count, slot_size, mapping.slots.len)?;
-        mapping.mask = count - 1;
-        mapping.slot_size = slot_size;
-        Ok(mapping)
-    }
-
-    /// The header.  The mapping is read-only: loads alone, and relaxed ones.
-    pub(crate) fn header(&self) -> &RingHeader {
-        // SAFETY: new() checked that the mapping, which is aligned to a page,
-        // has room for the structure, and it lives as long as self.  Relaxed
-        // atomic loads of 32 bits are allowed in read-only memory.
-        unsafe { self.header.start.cast().as_ref() }
+impl Slots {
+    /// Maps the set with `count` slots of the ring of `fd`.
+    pub(crate) fn new(fd: BorrowedFd<'_>, header: &Header, count: u32) -> io::Result<Self> {
+        let slot_size = header.get().slot_size.load(Relaxed) as usize;
+        let len = set_size(count, slot_size)?;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        Ok(Self {
+            area: Area::new(fd, off_slots(count), len, prot)?,
+            mask: count - 1,
+            slot_size,
+        })
     }
 
     /// How many slots there are, a power of two.
-    pub(crate) fn slots(&self) -> u32 {
+    pub(crate) fn count(&self) -> u32 {
         self.mask + 1
     }
 
     /// The slot of a position: the index is taken modulo the number of slots.
     pub(crate) fn slot(&self, index: u32) -> &Slot {
         let offset = (index & self.mask) as usize * self.slot_size;
-        // SAFETY: check_layout() made sure that each index up to the mask is
-        // inside of the mapping, with room for a slot, and aligned.  The
-        // mapping lives as long as self.
-        unsafe { self.slots.start.add(offset).cast().as_ref() }
+        // SAFETY: set_size() made sure that each index up to the mask is inside
+        // of the mapping, with room for a slot, and aligned.  The mapping lives
+        // as long as self.
+        unsafe { self.area.start.add(offset).cast().as_ref() }
     }
 }
 
@@ -130,20 +128,18 @@ fn check_incompat(incompat: u32) -> io::Result<()> {
     }
 }
 
-fn check_layout(count: u32, slot_size: usize, len: usize) -> io::Result<()> {
+/// How many bytes a set of slots has.
+fn set_size(count: u32, slot_size: usize) -> io::Result<usize> {
     if !count.is_power_of_two() {
         return Err(bad("the number of slots is not a power of two"));
     }
     if slot_size < size_of::<Slot>() || slot_size % align_of::<Slot>() != 0 {
         return Err(bad("the size of a slot makes no sense"));
     }
-    if slot_size
+    slot_size
         .checked_mul(count as usize)
-        .is_none_or(|size| size > len)
-    {
-        return Err(bad("the slots are larger than their mapping"));
-    }
-    Ok(())
+        .filter(|&size| size <= isize::MAX as usize)
+        .ok_or_else(|| bad("the ring does not fit in memory"))
 }
 
 #[cfg(test)]
@@ -156,21 +152,21 @@ mod tests {
     #[test]
     fn unknown_incompat_bits_are_refused() {
         assert!(check_incompat(0).is_ok());
-        let error = check_incompat(0x10).unwrap_err();
+        assert!(check_incompat(KEVENT_RING_INCOMPAT_GROWN).is_ok());
+        let error = check_incompat(0x11).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
         assert!(error.to_string().contains("0x10"));
     }
 
     #[test]
-    fn layouts_that_leave_the_mapping_are_refused() {
-        assert!(check_layout(8, 32, 256).is_ok());
-        assert!(check_layout(8, 64, 512).is_ok());
-        assert!(check_layout(0, 32, 256).is_err());
-        assert!(check_layout(6, 32, 256).is_err());
-        assert!(check_layout(8, 24, 256).is_err());
-        assert!(check_layout(8, 36, 512).is_err());
-        assert!(check_layout(8, 32, 255).is_err());
-        assert!(check_layout(1 << 31, usize::MAX & !7, 256).is_err());
+    fn layouts_that_make_no_sense_are_refused() {
+        assert_eq!(set_size(8, 32).unwrap(), 256);
+        assert_eq!(set_size(8, 64).unwrap(), 512);
+        assert!(set_size(0, 32).is_err());
+        assert!(set_size(6, 32).is_err());
+        assert!(set_size(8, 24).is_err());
+        assert!(set_size(8, 36).is_err());
+        assert!(set_size(1 << 31, usize::MAX & !7).is_err());
     }
 
     /// A plain file stands in for the queue: the mapping code cannot tell.
@@ -184,24 +180,20 @@ mod tests {
             .open(&path)
             .unwrap();
         std::fs::remove_file(&path).unwrap();
-        for field in [0u32, 0, 4, 64, 1] {
+        for field in [0u32, 1, 8, 64, 1, 12] {
             file.write_all(&field.to_ne_bytes()).unwrap();
         }
-        file.set_len(KEVENT_OFF_SLOTS + 4096).unwrap();
+        file.set_len(off_slots(8) + 4096).unwrap();
 
-        let params = Params {
-            slots: 4,
-            header_size: 4096,
-            slots_size: 256,
-            ..Params::default()
-        };
-        let mapping = Mapping::new(file.as_fd(), &params).unwrap();
-        assert_eq!(mapping.slots(), 4);
-        assert_eq!(mapping.header().flags.load(Relaxed), 1);
-        mapping.slot(5).word.store(7, Relaxed);
-        assert_eq!(mapping.slot(1).word.load(Relaxed), 7);
-        let apart =
-            ptr::from_ref(mapping.slot(1)) as usize - ptr::from_ref(mapping.slot(0)) as usize;
+        let header = Header::new(file.as_fd()).unwrap();
+        assert_eq!(header.get().flags.load(Relaxed), 1);
+        assert_eq!(header.get().rings.load(Relaxed), 12);
+        let [small, large] = [4, 8].map(|count| Slots::new(file.as_fd(), &header, count).unwrap());
+        assert_eq!((small.count(), large.count()), (4, 8));
+        small.slot(5).word.store(7, Relaxed);
+        assert_eq!(small.slot(1).word.load(Relaxed), 7);
+        assert_eq!(large.slot(1).word.load(Relaxed), 0);
+        let apart = ptr::from_ref(small.slot(1)) as usize - ptr::from_ref(small.slot(0)) as usize;
         assert_eq!(apart, 64);
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-//! Tests of the ring, with the very files of both sides: the kernel's
-//! `ring.rs` and `events.rs`, and the library's `consumer.rs`.
+//! Tests of the ring, with the very files of both sides: the kernel's `ring.rs`,
+//! `events.rs` and `table.rs`, and the library's `consumer.rs`.
 //!
 //! ```text
 //! cargo test -p ring-tests                                       unit and property tests
@@ -21,13 +21,13 @@
 mod sync {
     #[cfg(loom)]
     pub(crate) use loom::{
-        sync::atomic::{AtomicBool, AtomicU16, AtomicU64},
+        sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64},
         sync::Mutex,
     };
     pub(crate) use std::sync::atomic::Ordering;
     #[cfg(not(loom))]
     pub(crate) use std::sync::{
-        atomic::{AtomicBool, AtomicU16, AtomicU64},
+        atomic::{AtomicU16, AtomicU32, AtomicU64},
         Mutex,
     };
 
@@ -90,7 +90,7 @@ mod sync {
 
 /// The library's `abi.rs`, but with slots of these atomics.
 mod abi {
-    use crate::sync::{AtomicU16, AtomicU64, Word};
+    use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Word};
     pub(crate) use kevent::abi::*;
 
     #[derive(Debug, Default)]
@@ -99,6 +99,7 @@ mod abi {
         pub(crate) user_data: AtomicU64,
         pub(crate) ident: AtomicU64,
         pub(crate) source: AtomicU16,
+        pub(crate) tag: AtomicU32,
     }
 }
 
@@ -121,11 +122,17 @@ mod events;
 #[rustfmt::skip]
 #[allow(dead_code, missing_docs, clippy::all)]
 mod ring;
+#[path = "../../../rust/kevent/table.rs"]
+#[rustfmt::skip]
+#[allow(dead_code, missing_docs, clippy::all)]
+mod table;
 
 mod kernel;
 #[cfg(loom)]
 mod models;
 #[cfg(not(loom))]
 mod property;
+#[cfg(not(loom))]
+mod table_tests;
 #[cfg(not(loom))]
 mod unit;

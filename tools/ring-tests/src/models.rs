@@ -14,7 +14,8 @@ use loom::model::Builder;
 use loom::sync::atomic::AtomicU32;
 use loom::thread;
 
-use crate::kernel::{claim_at, claim_with, whole, Faults, Kernel};
+use crate::events::{After, Post};
+use crate::kernel::{claim_at, claim_with, level, one_shot, whole, Faults, Item, Kernel, Plan};
 use crate::sync::{AtomicBool, NO_FENCE};
 
 /// Runs a model with at most so many preemptions in each execution.
@@ -74,10 +75,10 @@ fn slot_is_used_again(faults: Faults, order: crate::sync::Ordering) {
         let ids = [1, 2].map(|name| kernel.add(name).unwrap());
         kernel.post(ids[0], 1);
         kernel.post(ids[1], 1);
-        let first = claim_at(kernel.memory.slot(1)).unwrap();
+        let first = claim_at(kernel.slot(1)).unwrap();
         let consumers = [(); 2].map(|()| {
             let kernel = Arc::clone(&kernel);
-            thread::spawn(move || claim_with(kernel.memory.slot(0), order))
+            thread::spawn(move || claim_with(kernel.slot(0), order))
         });
         kernel.post(ids[1], 1);
         let claimed = consumers.map(|thread| thread.join().unwrap());
@@ -220,7 +221,7 @@ fn cancel_and_claim() {
                 events
             }
         });
-        assert_eq!(kernel.remove(id), Some(1));
+        assert!(kernel.remove(id).is_some());
         removed.store(true, Release);
         // If it was claimed or not: there is room for one more.
         let id = kernel.add(2).unwrap();
@@ -318,7 +319,7 @@ fn overflow() {
         kernel.post(ids[0], 1);
         kernel.post(ids[1], 1);
         // A consumer that does not keep to the order: slot 0 is in the way.
-        let first = claim_at(kernel.memory.slot(1)).unwrap();
+        let first = claim_at(kernel.slot(1)).unwrap();
         let consumer = thread::spawn({
             let kernel = Arc::clone(&kernel);
             move || {
@@ -337,4 +338,170 @@ fn overflow() {
         events.extend(kernel.collect(4));
         assert_eq!(tally(&events), BTreeMap::from([(1, 1), (2, 2)]));
     });
+}
+
+/// The ring grows between two events.  The consumer finds both, in order,
+/// without the kernel's help, whenever it gets to know of the larger one.
+fn the_consumer_follows(faults: Faults) {
+    model(3, move || {
+        let plan = Plan {
+            overcommit: true,
+            faults,
+            ..Plan::new(1)
+        };
+        let kernel = plan.make();
+        let ids = [1, 2].map(|name| kernel.add(name).unwrap());
+        let mut consumer = kernel.consumer(4);
+        let thread = thread::spawn(move || {
+            consumer.claim();
+            let events = consumer.events().to_vec();
+            (consumer, events)
+        });
+        kernel.post(ids[0], 1);
+        assert!(kernel.grow(2));
+        kernel.post(ids[1], 1);
+        let (mut consumer, mut events) = thread.join().unwrap();
+        consumer.claim();
+        events.extend(consumer.events().iter().copied());
+        let names: Vec<_> = events.iter().map(|event| event.user_data).collect();
+        assert_eq!(names, [1, 2], "left behind");
+        assert_eq!(kernel.retire(), 1);
+    });
+}
+
+#[test]
+fn a_ring_that_grows_is_followed() {
+    the_consumer_follows(Faults::default());
+}
+
+#[test]
+#[should_panic(expected = "left behind")]
+fn a_ring_that_grows_is_followed_without_release() {
+    the_consumer_follows(Faults {
+        relaxed_rings: true,
+        ..Faults::default()
+    });
+}
+
+/// The ring grows and the old one is retired while a source reports, one
+/// consumer follows the ring, and another one collects through the kernel.
+#[test]
+fn growing_under_fire() {
+    model(2, || {
+        let plan = Plan {
+            overcommit: true,
+            ..Plan::new(1)
+        };
+        let kernel = plan.make();
+        let ids = [1, 2].map(|name| kernel.add(name).unwrap());
+        let mut consumer = kernel.consumer(4);
+        let producer = thread::spawn({
+            let kernel = Arc::clone(&kernel);
+            move || {
+                kernel.post(ids[0], 1);
+                kernel.post(ids[1], 1);
+                kernel.post(ids[0], 2);
+            }
+        });
+        let follower = thread::spawn(move || {
+            consumer.claim();
+            let events = consumer.events().to_vec();
+            (consumer, events)
+        });
+        let collector = thread::spawn({
+            let kernel = Arc::clone(&kernel);
+            move || kernel.collect(2)
+        });
+        assert!(kernel.grow(2));
+        kernel.retire();
+        producer.join().unwrap();
+        let (mut consumer, mut events) = follower.join().unwrap();
+        events.extend(collector.join().unwrap());
+        consumer.claim();
+        events.extend(consumer.events().iter().copied());
+        // Nothing waits, as there is room: the ring's consumer has found all.
+        assert!(kernel.collect(4).is_empty(), "left behind");
+        events.iter().for_each(whole);
+        let sum = |name| {
+            let own = events.iter().filter(|event| event.user_data == name);
+            own.map(|event| event.value).sum::<u32>()
+        };
+        assert_eq!((sum(1), sum(2)), (3, 1), "lost or doubled");
+        kernel.retire();
+        assert_eq!(kernel.locked(|queue| queue.rings()), 2);
+    });
+}
+
+/// A one-shot event is claimed from the ring or by the kernel, while its source
+/// reports again and while the kernel finds out that the registration ended.
+fn one_shot_is_reported_once(faults: Faults) {
+    model(3, move || {
+        let kernel = Kernel::faulty(1, faults);
+        let id = kernel.register(one_shot(1), Item::FILE).unwrap();
+        kernel.post(id, 1);
+        let consumer = thread::spawn({
+            let kernel = Arc::clone(&kernel);
+            move || claim(&kernel, 1)
+        });
+        let collector = thread::spawn({
+            let kernel = Arc::clone(&kernel);
+            move || kernel.collect(1)
+        });
+        let source = thread::spawn({
+            let kernel = Arc::clone(&kernel);
+            move || kernel.post(id, 2)
+        });
+        kernel.settle_all();
+        let mut events = consumer.join().unwrap();
+        events.extend(collector.join().unwrap());
+        let value = match source.join().unwrap() {
+            Post::Merged => 3,
+            Post::Nothing => 1,
+            post => panic!("{post:?}"),
+        };
+        events.extend(kernel.collect(4));
+        let values: Vec<_> = events.iter().map(|event| event.value).collect();
+        assert_eq!(values, [value], "not once");
+        // Its slot is free, although nobody has removed it yet.
+        assert_eq!(kernel.seen(id), None);
+        assert!(kernel.add(2).is_ok());
+        assert_eq!(kernel.reap(), [1]);
+    });
+}
+
+#[test]
+fn one_shot_claimed_and_posted_again() {
+    one_shot_is_reported_once(Faults::default());
+}
+
+#[test]
+#[should_panic(expected = "not once")]
+fn one_shot_claimed_and_posted_again_without_atomicity() {
+    one_shot_is_reported_once(Faults {
+        torn_exchange: true,
+        ..Faults::default()
+    });
+}
+
+/// Of two threads that collect, one gets a level-triggered event that ends, or
+/// disables, its registration.
+#[test]
+fn level_triggered_and_for_one_collector() {
+    for after in [After::End, After::Disable] {
+        model(3, move || {
+            let kernel = Kernel::new(1);
+            let terms = crate::events::Terms { after, ..level(1) };
+            let id = kernel.register(terms, Item::FILE).unwrap();
+            let collectors = [(); 2].map(|()| {
+                let kernel = Arc::clone(&kernel);
+                thread::spawn(move || kernel.collect(2))
+            });
+            kernel.post(id, 1);
+            let mut events = collectors
+                .map(|thread| thread.join().unwrap())
+                .concat();
+            events.extend(kernel.collect(2));
+            assert_eq!(tally(&events), BTreeMap::from([(1, 1)]));
+        });
+    }
 }

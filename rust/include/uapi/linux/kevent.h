@@ -211,7 +211,7 @@ struct kevent_slot {
 /*
  * In @fflags, with CLOCK_REALTIME and KEVENT_TIMER_ABS: when the clock is set
  * the timer ends, with an event that has KEVENT_TIMER_CANCELED in its value.
- * KEVENT_OP_MOD or KEVENT_OP_ENABLE starts it again.
+ * KEVENT_OP_MOD and KEVENT_OP_ENABLE start it again.
  */
 #define KEVENT_TIMER_CANCEL_ON_SET (1U << 9)
 /* In the value of a KEVENT_SOURCE_TIMER event */
