@@ -227,12 +227,28 @@ static void model_claim(struct __test_metadata *_metadata, struct model *m)
 		m->live[i] = false;
 }
 
-static void model_step(struct __test_metadata *_metadata, struct model *m, __u64 rnd)
+/*
+ * Counting the events claims nothing, be it a cancelled slot.  If it did, a
+ * consumer of the ring would not know, and find a later event there; or the slot
+ * would be given away while the next to be used still holds an event.
+ */
+static void model_count(struct __test_metadata *_metadata, struct model *m,
+			unsigned int limit)
+{
+	struct pollfd pfd = { .fd = m->q.fd, .events = POLLIN };
+	int nr = m->pending < limit ? m->pending : limit;
+
+	ASSERT_EQ(nr, kq_getevents(&m->q, NULL, limit, 0, 0));
+	ASSERT_EQ(m->pending ? 1 : 0, poll(&pfd, 1, 0));
+}
+
+static void model_step(struct __test_metadata *_metadata, struct model *m,
+		       __u64 rnd)
 {
 	int i = rnd % SOURCES;
 
 	rnd >>= 8;
-	switch (rnd % 8) {
+	switch (rnd % 10) {
 	case 0:
 	case 1:
 		model_add(_metadata, m, i, rnd >> 8 & 1);
@@ -243,6 +259,9 @@ static void model_step(struct __test_metadata *_metadata, struct model *m, __u64
 	case 3:
 		for (int n = (rnd >> 8) % 4; n >= 0; n--)
 			model_claim(_metadata, m);
+		break;
+	case 4:
+		model_count(_metadata, m, (rnd >> 8) % (SOURCES + 1));
 		break;
 	default:
 		model_trigger(_metadata, m, i, 1 + (rnd >> 8) % 5);
@@ -1444,7 +1463,6 @@ TEST_F(grow, cancels_events_in_the_old_set)
 	ASSERT_EQ(1, kq_mod(&self->q, fd, EPOLLIN, 2));
 	ASSERT_EQ(1, kq_op(&self->q, KEVENT_SOURCE_USER, KEVENT_OP_ENABLE, 2,
 			   0));
-	EXPECT_EQ(3, cancelled_slots(&self->q));
 	want_count(&self->q, BY_RING, 0, 1);
 	want_event(&self->q, BY_RING, fd, EPOLLIN, EPOLLIN, 2);
 	want_count(&self->q, BY_RING, 2, 1);

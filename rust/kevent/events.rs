@@ -842,6 +842,8 @@ impl<P: Parts> Events<P> {
                 0 => return Post::Nothing,
                 bits => Update::Bits(bits),
             },
+            // It did not happen after all: the clock was set back.
+            Update::Count(0) => return Post::Nothing,
             other => other,
         };
 

@@ -310,7 +310,7 @@ pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Name
     let (terms, enabled) = terms_of(change)?;
     let file = named.file.as_deref().ok_or(EBADF)?;
     let (source, _) = queue.modify(&named.key, terms, enabled, |source| match source {
-        Source::Fd(watch) if watch.handler().sharing == Sharing::All => Ok(()),
+        Source::Fd(watch) if watch.handler().sharing == Sharing::All => Ok(source.clone()),
         _ => Err(EINVAL),
     })?;
 

@@ -313,8 +313,14 @@ impl Queue {
     fn post_locked(&self, inner: &mut Inner, id: u32, update: Update) -> Post {
         let post = inner.events.post(id, update);
 
-        if let Some(payload) = inner.events.payload(id) {
-            let value = update.apply(0);
+        if let Some(Terms {
+            payload, interest, ..
+        }) = inner.events.terms(id)
+        {
+            let value = match update {
+                Update::Bits(bits) => bits & interest,
+                other => other.apply(0),
+            };
 
             match post {
                 Post::New => trace::post(self, payload, value),
@@ -530,29 +536,35 @@ impl Queue {
         Ok(())
     }
 
-    /// Changes what a registration says and how, if `check` agrees.  Returns its source, and what it had to say and was taken back.
+    /// Changes what a registration says and how, and its source to what `change` makes of it.
+    /// Returns its old source, and what it had to say and was taken back.
     ///
     /// # Errors
     ///
-    /// `ENOENT`: there is none.  `ENOSPC`: no slot left to reserve.  What `check` says.
+    /// `ENOENT`: there is none.  `ENOSPC`: no slot left to reserve.  What `change` says.
     pub(crate) fn modify(
         &self,
         key: &Key,
         terms: Terms,
         enabled: bool,
-        mut check: impl FnMut(&Source) -> Result,
+        mut change: impl FnMut(&Source) -> Result<Source>,
     ) -> Result<(Source, Pending)> {
         self.retry(|inner| {
             let id = inner.find(key)?;
             let source = inner.events.item(id).ok_or(ENOENT)?.clone();
+            let new = change(&source)?;
+            let pending = match inner.events.modify(id, terms, enabled) {
+                Ok(pending) => pending,
+                Err(refused) => return Ok(Err(refused)),
+            };
 
-            check(&source)?;
-            Ok(inner.events.modify(id, terms, enabled).map(|pending| {
-                if let Pending::Event(value) = pending {
-                    trace::cancel(self, &terms.payload, value);
-                }
-                (source, pending)
-            }))
+            if let Some(item) = inner.events.item_mut(id) {
+                *item = new;
+            }
+            if let Pending::Event(value) = pending {
+                trace::cancel(self, &terms.payload, value);
+            }
+            Ok(Ok((source, pending)))
         })
     }
 
@@ -820,6 +832,8 @@ impl FileOperations for Queue {
     }
 
     fn show_fdinfo(queue: ArcBorrow<'_, Self>, to: &SeqFile) {
+        queue.settle_all();
+
         let (slots, rings, posted, waiting, level, live, ids) = {
             let inner = queue.inner.lock();
             let events = &inner.events;

@@ -319,7 +319,7 @@ pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Name
 
     start(&timer, &Setting::of(change)?, || {
         queue
-            .modify(&named.key, terms, enabled, |_| Ok(()))
+            .modify(&named.key, terms, enabled, |source| Ok(source.clone()))
             .map(|_| ())
     })
 }

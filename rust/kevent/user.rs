@@ -124,27 +124,24 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
 pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
     let (terms, enabled) = terms_of(change)?;
     let kind = Kind::of(change)?;
-    let (_, pending) = queue.modify(&named.key, terms, enabled, |_| Ok(()))?;
+    let (old, pending) = queue.modify(&named.key, terms, enabled, |_| Ok(Source::User(kind)))?;
+    let triggered = match pending {
+        Pending::Nothing | Pending::Disabled(0) => return Ok(()),
+        Pending::Event(value) | Pending::Disabled(value) => value,
+    };
 
-    queue.trigger(&named.key, |source| {
-        let Source::User(old) = source else {
-            return Err(EINVAL);
-        };
-        let triggered = match pending {
-            Pending::Nothing => 0,
-            Pending::Event(value) | Pending::Disabled(value) => value,
-        };
-        let update = match (core::mem::replace(old, kind), kind) {
-            _ if triggered == 0 => Trigger::Amend(Update::Value(0)),
-            (Kind::Count, Kind::Count) => Trigger::Post(Update::Count(triggered)),
-            (Kind::Flags(_), Kind::Flags(flags)) => {
-                Trigger::Post(Update::Value(flags | uapi::KEVENT_NOTE_TRIGGER))
-            }
-            _ => Trigger::Amend(Update::Value(0)),
-        };
+    // If it was triggered and claimed by now, a one-shot registration has ended, and that was it.
+    let _ = queue.trigger(&named.key, |source| match (source, &old) {
+        (Source::User(Kind::Count), Source::User(Kind::Count)) => {
+            Ok(Trigger::Post(Update::Count(triggered)))
+        }
+        (Source::User(Kind::Flags(flags)), Source::User(Kind::Flags(_))) => Ok(Trigger::Post(
+            Update::Value(*flags | uapi::KEVENT_NOTE_TRIGGER),
+        )),
+        _ => Err(ENOENT),
+    });
 
-        Ok(update)
-    })
+    Ok(())
 }
 
 /// Triggers the event that `change` names.  Does not sleep.

@@ -2,22 +2,25 @@
 """What the selftests test: read from their sources, and compared with the documentation.
 
 A test is called program.test, or program.fixture.test if it has a fixture; the variants
-of a fixture are one test. The section "What is tested" of kevent.rst has to name every
-test as ``program.test``, and nothing else in this form.
+of a fixture are one test. The section "What is tested" of kevent-tests.rst has to name
+every test as ``program.test``, and nothing else in this form.
 
-    PYTHONPATH=scripts python3 -B -m kev.behaviours
+    PYTHONPATH=scripts python3 -B -m kev.behaviours [--write]
 
-lists the tests, each with the comment directly above it, in the order of the sources.
+lists the tests, each with the comment directly above it, in the order of the sources;
+--write writes them to the document.
 """
 
+import itertools
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 
 from kev import config
 
 SOURCES = config.CHECKOUT / "selftests"
-DOCUMENT = config.CHECKOUT / "rust/Documentation/userspace-api/kevent.rst"
+DOCUMENT = config.CHECKOUT / "rust/Documentation/userspace-api/kevent-tests.rst"
 TITLE = "What is tested"
 
 COMMENT = r"//[^\n]*|/\*.*?\*/"
@@ -142,10 +145,35 @@ def compare(tests, text, document=DOCUMENT.name):
              for name, line in names.items() if name not in known])
 
 
+def document(tests):
+    """The text of the document: a table for each program."""
+    def heading(text, mark):
+        return [text, mark * len(text), ""]
+
+    def group(test):
+        return test.name.split(".")[0]
+
+    lines = [".. SPDX-License-Identifier: GPL-2.0", "", *heading(TITLE, "="),
+             *textwrap.wrap("The behaviour of kevent and the test of each, in "
+                            "``tools/testing/selftests/kevent``: the program, the fixture if "
+                            "there is one, and the test. Most run in variants, by the ring and "
+                            "by system call, and all of them as 32-bit programs, too.", 79), ""]
+    for program, of_program in itertools.groupby(tests, group):
+        lines += [*heading(program, "-"), ".. list-table::", "   :widths: 40 60", ""]
+        for test in of_program:
+            behaviour = test.name.split(".")[-1].replace("_", " ")
+            lines += [f"   * - {behaviour}", f"     - ``{test.name}``"]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def main():
     tests, problems = read()
-    for test in tests:
-        print(test.name, test.comment, sep="\t")
+    if sys.argv[1:] == ["--write"]:
+        DOCUMENT.write_text(document(tests))
+    else:
+        for test in tests:
+            print(test.name, test.comment, sep="\t")
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

@@ -105,7 +105,7 @@ def step_scripts(tally, options):
 
 
 def step_behaviours(tally, options):
-    """kevent.rst names every selftest, and none that is not there"""
+    """the documentation names every selftest, and none that is not there"""
     tests, problems = behaviours.read()
     missing, unknown = behaviours.compare(tests, behaviours.DOCUMENT.read_text())
     tally.judge("every selftest can be read, and is built",

@@ -423,9 +423,7 @@ mod tests {
             tag: 9,
             ..Ukevent::default()
         };
-        let file = Registration::file(&stdin, interest::IN)
-            .user_data(7)
-            .tag(9);
+        let file = Registration::file(&stdin, interest::IN).user_data(7).tag(9);
         let add = Ukevent {
             op: 1,
             flags: 1,

@@ -497,9 +497,7 @@ fn level_triggered_and_for_one_collector() {
                 thread::spawn(move || kernel.collect(2))
             });
             kernel.post(id, 1);
-            let mut events = collectors
-                .map(|thread| thread.join().unwrap())
-                .concat();
+            let mut events = collectors.map(|thread| thread.join().unwrap()).concat();
             events.extend(kernel.collect(2));
             assert_eq!(tally(&events), BTreeMap::from([(1, 1)]));
         });

@@ -121,7 +121,12 @@ fn mode() -> impl Strategy<Value = Mode> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let value = prop_oneof![Just(1), Just(2), 1u32..0x1_0000, 0x7fff_0000u32..=0x8000_0001];
+    let value = prop_oneof![
+        Just(1),
+        Just(2),
+        1u32..0x1_0000,
+        0x7fff_0000u32..=0x8000_0001
+    ];
     let number = any::<usize>;
     prop_oneof![
         4 => (kind(), mode()).prop_map(|(kind, mode)| Step::Add(kind, mode)),
@@ -145,6 +150,28 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Retire),
         1 => Just(Step::Reap),
         1 => Just(Step::Check),
+    ]
+}
+
+/// Steps that keep the promise that no event waits, as often as can be.
+fn orderly_step() -> impl Strategy<Value = Step> {
+    let mode = |after| Mode {
+        level: false,
+        after,
+        narrow: false,
+        disabled: false,
+    };
+    let after = prop_oneof![3 => Just(After::Stay), 1 => Just(After::End)];
+    let number = any::<usize>;
+    prop_oneof![
+        6 => after.prop_map(move |after| Step::Add(Kind::Bits, mode(after))),
+        3 => number().prop_map(Step::Remove),
+        8 => number().prop_map(|source| Step::Post(source, 1)),
+        1 => number().prop_map(Step::Move),
+        1 => (0..2usize).prop_map(Step::Claim),
+        1 => (0..2usize).prop_map(Step::Poll),
+        1 => (1..5usize).prop_map(Step::Collect),
+        1 => (0..9u32).prop_map(Step::Count),
     ]
 }
 
@@ -286,12 +313,10 @@ impl Reference {
     fn claim(&mut self, events: &[Event], looked: bool) {
         for event in events {
             whole(event);
-            let gone = |front: &(u64, u32)| {
-                looked && front.0 != event.user_data && !self.source(front.0).so
-            };
-            while self.pending.front().is_some_and(gone) {
-                self.pending.pop_front();
-            }
+            let there =
+                |it: &(u64, u32)| !looked || it.0 == event.user_data || self.source(it.0).so;
+            let forgotten = self.pending.iter().take_while(|it| !there(it)).count();
+            self.pending.drain(..forgotten);
             let got = Some((event.user_data, event.value));
             assert_eq!(self.pending.pop_front(), got);
             self.claimed(event.user_data);
@@ -549,7 +574,7 @@ impl Side {
         let ended = &self.reference.ended;
         if let Some(index) = number.checked_rem(ended.len()) {
             let id = ended[index].0;
-            let terms = terms(0);
+            let terms = level(0);
             match number % 4 {
                 0 => assert_eq!(self.kernel.post(id, 1), Post::Nothing),
                 1 => assert_eq!(self.kernel.modify(id, terms, true), Err(Refused::Ended)),
@@ -661,7 +686,12 @@ impl Side {
     fn invariants(&self) {
         let (waiting, ready, rings, posted) = self.kernel.locked(|queue| {
             let ready = queue.level_ready() as usize;
-            (queue.waiting(), ready, queue.rings(), queue.posted_at_most())
+            (
+                queue.waiting(),
+                ready,
+                queue.rings(),
+                queue.posted_at_most(),
+            )
         });
         let flags = self.kernel.flags();
         assert_eq!(flags & abi::KEVENT_RING_OVERFLOW != 0, waiting > 0);
@@ -774,7 +804,8 @@ impl Test {
                     let source = &mut side.reference.sources[index];
                     source.so = so || source.kind != Kind::Bits;
                     let (id, item) = (source.id, source.item());
-                    let set = |queue: &mut crate::kernel::Queue| *queue.item_mut(id).unwrap() = item;
+                    let set =
+                        |queue: &mut crate::kernel::Queue| *queue.item_mut(id).unwrap() = item;
                     side.kernel.locked(set);
                 }
             }
@@ -854,10 +885,26 @@ fn plan() -> impl Strategy<Value = Plan> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 3000,
+        cases: 2000,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
+
+    /// Whatever is added, removed and moved: if consumers claim in order, there
+    /// is a slot for each event.
+    #[test]
+    fn reserved_slots_are_enough(
+        logs in [0..4u32, 0..4u32],
+        steps in prop::collection::vec((prop::bool::weighted(0.2), orderly_step()), 1..120),
+    ) {
+        let mut test = Test::new(logs.map(|log| Plan::new(1 << log)), true);
+        for (which, step) in &steps {
+            test.step(usize::from(*which), step);
+            let waiting = test.sides.iter().map(Side::waiting).sum::<usize>();
+            assert_eq!(waiting, 0);
+        }
+        test.sides.iter_mut().for_each(Side::finish);
+    }
 
     #[test]
     fn the_queues_do_what_the_references_do(
