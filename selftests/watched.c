@@ -396,7 +396,8 @@ static int aio_look(struct watcher *w, int timeout_ms)
 	if (ret != 1)
 		return ret;
 	w->armed = false;
-	return expect_in(1, ev.res);
+	/* All that the wake-up said, be it asked for or not */
+	return expect_in(1, ev.res & ~POLLRDNORM);
 }
 
 static void aio_stop(struct watcher *w)

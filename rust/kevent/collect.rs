@@ -148,8 +148,11 @@ impl Queue {
                         }
                         Ok(if want < min { self.count(min) } else { count })
                     }
-                    Waited::Interrupted => Err(EINTR),
                     Waited::Woken | Waited::Expired => Ok(self.count(min)),
+                    Waited::Interrupted => match self.count(min) {
+                        0 => Err(EINTR),
+                        count => Ok(count),
+                    },
                 };
             };
 

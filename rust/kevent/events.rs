@@ -61,6 +61,7 @@
 use super::{
     ring::{
         value_of,
+        Cancelled,
         Found,
         Merge,
         Ring,
@@ -850,7 +851,10 @@ impl<P: Parts> Events<P> {
         entry.touched = true;
         if let State::Posted { ring, slot } = entry.state {
             match self.ring(ring).map(|ring| ring.merge(slot, id, update)) {
-                Some(Merge::Merged) => return Post::Merged,
+                Some(Merge::Merged) => {
+                    self.flush(FLUSH_PER_POST);
+                    return Post::Merged;
+                }
                 _ => self.collected(id),
             }
         }
@@ -1024,7 +1028,7 @@ impl<P: Parts> Events<P> {
 
         match level {
             Some(id) if self.turn == Trigger::Level => self.find_level(id),
-            _ => match self.find_posted(scan, limit) {
+            _ => match self.find_posted(scan, limit, Cancelled::Claim) {
                 Some((ring, found)) => {
                     let id = found.id;
 
@@ -1085,14 +1089,19 @@ impl<P: Parts> Events<P> {
     }
 
     /// Finds the oldest unclaimed event in the rings that `scan` has not come to.
-    fn find_posted(&mut self, scan: &mut Scan, limit: u32) -> Option<(u8, Found)> {
+    fn find_posted(
+        &mut self,
+        scan: &mut Scan,
+        limit: u32,
+        cancelled: Cancelled,
+    ) -> Option<(u8, Found)> {
         let last = self.current;
 
         loop {
             let index = scan.ring;
 
             if let Some(ring) = self.ring(index) {
-                if let Some(found) = ring.find(&mut scan.pos, limit) {
+                if let Some(found) = ring.find(&mut scan.pos, limit, cancelled) {
                     return Some((index, found));
                 }
                 if scan.pos < ring.tail() {
@@ -1196,7 +1205,8 @@ impl<P: Parts> Events<P> {
             .min(limit);
 
         while count < limit {
-            match self.find_posted(&mut scan, u32::MAX) {
+            // A slot that is taken out of order would be free before its turn.
+            match self.find_posted(&mut scan, u32::MAX, Cancelled::Leave) {
                 Some(_) => count = count.wrapping_add(1),
                 None => break,
             }

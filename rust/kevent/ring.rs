@@ -184,6 +184,15 @@ pub(crate) enum Merge {
     Claimed,
 }
 
+/// What [`Ring::find`] does with cancelled events that it comes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cancelled {
+    /// It claims them: it is a consumer, which claims in order.
+    Claim,
+    /// It leaves them to the consumers: it only looks.
+    Leave,
+}
+
 /// An unclaimed event found by [`Ring::find`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
@@ -436,9 +445,14 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
     /// Finds the oldest unclaimed event at or after position `*pos`, looking at no more than
     /// `limit` slots, and leaves in `*pos` where to go on.
     ///
-    /// Cancelled events are claimed on the way.  [`None`] with `*pos` below [`Ring::tail`] means
+    /// Cancelled events are claimed on the way, or not.  [`None`] with `*pos` below [`Ring::tail`] means
     /// that the limit was reached.
-    pub(crate) fn find(&mut self, pos: &mut u64, limit: u32) -> Option<Found> {
+    pub(crate) fn find(
+        &mut self,
+        pos: &mut u64,
+        limit: u32,
+        cancelled: Cancelled,
+    ) -> Option<Found> {
         self.advance(limit);
         *pos = (*pos).max(self.head);
 
@@ -458,7 +472,9 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
                         id,
                     });
                 }
-                self.take(slot, record);
+                if cancelled == Cancelled::Claim {
+                    self.take(slot, record);
+                }
             }
         }
         None

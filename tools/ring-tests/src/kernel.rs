@@ -294,6 +294,7 @@ impl Kernel {
     }
 
     /// One that has faults.
+    #[cfg(loom)]
     pub(crate) fn faulty(slots: u32, faults: Faults) -> Arc<Self> {
         Plan {
             faults,

@@ -27,13 +27,12 @@ fn table(size: u32) -> Numbers {
 /// Takes all entries from a list, from its beginning.
 fn drain(table: &mut Numbers, list: &mut List) -> Vec<u32> {
     let len = list.len();
-    let first = |table: &mut Numbers| {
+    let take = || {
         let id = list.first()?;
         table.unlink(list, id);
         Some(id)
     };
-    let mut first = first;
-    let ids: Vec<_> = std::iter::from_fn(|| first(table)).collect();
+    let ids: Vec<_> = std::iter::from_fn(take).collect();
     assert_eq!(ids.len() as u32, len);
     assert!(list.is_empty());
     ids

@@ -252,8 +252,9 @@ fn counts_and_values_are_merged_in_the_ring_and_behind_it() {
     kernel.locked(|queue| queue.amend(value, Update::Value(6)));
     kernel.locked(|queue| queue.amend(first, Update::Count(10)));
     assert_eq!(pairs(&kernel.collect(9)), [(1, 13), (2, 7), (3, 6)]);
-    // There is nothing to be amended.
+    // There is nothing to be amended, and nothing is no event.
     kernel.locked(|queue| queue.amend(value, Update::Value(7)));
+    assert_eq!(kernel.report(counter, Update::Count(0)), Post::Nothing);
     assert!(kernel.collect(9).is_empty());
 }
 
