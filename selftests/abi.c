@@ -1840,6 +1840,9 @@ TEST_F(collect, refuses_a_bad_timeout)
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		/* The upper half is padding where a long is shorter. */
+		if (bad[i].tv_nsec >> 32 > 0 && sizeof(long) < sizeof(__s64))
+			continue;
 		EXPECT_EQ(-EINVAL, sys_kevent_getevents(self->q.fd, self->evs,
 							0, 8, &bad[i], NULL))
 			TH_LOG("number %zu", i);

@@ -230,8 +230,8 @@ impl Queue {
         waited
     }
 
-    /// Returns whether there are `min` events, not counting level-triggered ones that are not so any
-    /// more.  May sleep.
+    /// Returns whether there are `min` events, not counting level-triggered ones that are not so
+    /// any more.  May sleep.
     fn are_ready(&self, min: u32) -> bool {
         let scan = self.inner.lock().events.scan();
 

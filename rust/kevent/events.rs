@@ -41,12 +41,12 @@
 //!
 //! # Flow control
 //!
-//! [`Events::reserve`] refuses an edge-triggered registration if these and the cancelled slots that are
-//! still unclaimed would be more than the slots.  A registration has at most one event in the ring,
-//! so if consumers claim in order there is a free slot for every event.  If they do not, or if
-//! events were cancelled and posted anew, or if the queue may have more registrations than slots,
-//! the event waits in its registration, in order with the others that do, and the consumers are
-//! told by the overflow flag.  It takes no memory and no event is lost.
+//! [`Events::reserve`] refuses an edge-triggered registration if these and the cancelled slots that
+//! are still unclaimed would be more than the slots.  A registration has at most one event in the
+//! ring, so if consumers claim in order there is a free slot for every event.  If they do not, or
+//! if events were cancelled and posted anew, or if the queue may have more registrations than
+//! slots, the event waits in its registration, in order with the others that do, and the consumers
+//! are told by the overflow flag.  It takes no memory and no event is lost.
 //!
 //! # Growing
 //!
@@ -1124,7 +1124,8 @@ impl<P: Parts> Events<P> {
                 .is_none_or(|ring| scan.pos >= ring.tail())
     }
 
-    /// Claims an event that was found.  If it is `so`, it counts as delivered, else it is forgotten.
+    /// Claims an event that was found.  If it is `so`, it counts as delivered, else it is
+    /// forgotten.
     ///
     /// Returns false if it was claimed by somebody else, or if it changed.  If `untouched`, it also
     /// fails if anything was posted since the event was found, even what the event says already:

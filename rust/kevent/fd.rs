@@ -269,8 +269,8 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
     queue.insert(terms, Source::Fd(watch.clone()), enabled, Some(place))?;
 
     // SAFETY: It is a new watch.  It is disarmed by whoever takes it from the queue's table; see
-    // the top of this file.  Until it is complete that can only be this function: the mutex is held,
-    // and a one-shot registration whose event is claimed already is left to end later.
+    // the top of this file.  Until it is complete that can only be this function: the mutex is
+    // held, and a one-shot registration whose event is claimed already is left to end later.
     let ready = match unsafe { PollWatch::arm(&watch, file, terms.interest & mask::ALL) } {
         Ok(ready) => ready,
         Err(error) => {

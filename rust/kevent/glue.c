@@ -88,7 +88,6 @@ bool kevent_fd_refers_to(struct files_struct *files, unsigned int fd,
 #define KEVENT_REGISTRATION_COST	512
 
 static long max_user_registrations __read_mostly;
-static long zero;
 static long long_max = LONG_MAX;
 
 struct user_struct *kevent_get_user(void)
@@ -117,7 +116,7 @@ static const struct ctl_table kevent_sysctls[] = {
 		.maxlen		= sizeof(max_user_registrations),
 		.mode		= 0644,
 		.proc_handler	= proc_doulongvec_minmax,
-		.extra1		= &zero,
+		.extra1		= SYSCTL_LONG_ZERO,
 		.extra2		= &long_max,
 	},
 };

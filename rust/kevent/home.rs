@@ -17,8 +17,8 @@
 //! ```
 //!
 //! Store buffering: H and J are full barriers, so either the callback sees the new place at I, or
-//! the mover sees the strays at K, or both, and then one of them gets the strays.  Without either of
-//! the barriers both could miss the other: a lost event.
+//! the mover sees the strays at K, or both, and then one of them gets the strays.  Without either
+//! of the barriers both could miss the other: a lost event.
 
 use crate::{
     events::Update,

@@ -699,8 +699,8 @@ impl Queue {
         }
     }
 
-    /// Finds out which one-shot registrations have ended, and removes them, and which slots are free
-    /// again.  May sleep.
+    /// Finds out which one-shot registrations have ended, and removes them, and which slots are
+    /// free again.  May sleep.
     fn settle_all(&self) {
         let mut left = self.inner.lock().events.shots();
 

@@ -445,8 +445,8 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
     /// Finds the oldest unclaimed event at or after position `*pos`, looking at no more than
     /// `limit` slots, and leaves in `*pos` where to go on.
     ///
-    /// Cancelled events are claimed on the way, or not.  [`None`] with `*pos` below [`Ring::tail`] means
-    /// that the limit was reached.
+    /// Cancelled events are claimed on the way, or not.  [`None`] with `*pos` below [`Ring::tail`]
+    /// means that the limit was reached.
     pub(crate) fn find(
         &mut self,
         pos: &mut u64,

@@ -189,13 +189,13 @@ SYSCALL_DEFINE6(kevent_getevents, int, kfd, struct ukevent __user *, events,
 		const struct __kernel_timespec __user *, timeout,
 		const struct kevent_getopts __user *, uopts)
 {
+	CLASS(fd, f)(kfd);
 	struct kevent_getargs args = {
 		.events = events,
 		.min_events = min_events,
 		.max_events = max_events,
 	};
 	struct kevent_getopts opts = {};
-	CLASS(fd, f)(kfd);
 	int ret, error = 0;
 
 	if (fd_empty(f))

@@ -73,7 +73,8 @@ pub(crate) struct TimerSource {
     /// How far the realtime clock was ahead of the monotonic one when the timer was started.
     /// Used with the mutex of the timer held.
     offset: Atomic<i64>,
-    /// When it is to expire, if that is a time of the clock.  Used with the mutex of the timer held.
+    /// When it is to expire, if that is a time of the clock.  Used with the mutex of the timer
+    /// held.
     at: Atomic<i64>,
     /// Whether it was cancelled because the clock was set.  Used with the mutex of the timer held.
     cancelled: Atomic<bool>,

@@ -2,9 +2,9 @@
 
 //! Timers whose clock is chosen when they are started.
 //!
-//! In [`hrtimer`] the clock and the mode of a timer are part of its type, and whoever starts it gets
-//! a handle that must not be dropped in the callback.  A [`DynTimer`] is for those who are told by a
-//! program which clock to use, and is started anew with another.
+//! In [`hrtimer`] the clock and the mode of a timer are part of its type, and whoever starts it
+//! gets a handle that must not be dropped in the callback.  A [`DynTimer`] is for those who are
+//! told by a program which clock to use, and is started anew with another.
 //!
 //! C header: [`include/linux/hrtimer.h`](srctree/include/linux/hrtimer.h)
 //!
@@ -22,6 +22,12 @@ use crate::{
     types::Opaque, //
 };
 use core::marker::PhantomData;
+
+/// The mode of a timer that expires when so much time has passed.
+const RELATIVE: bindings::hrtimer_mode = bindings::hrtimer_mode_HRTIMER_MODE_REL_SOFT;
+
+/// The mode of a timer that expires at a time of its clock.
+const ABSOLUTE: bindings::hrtimer_mode = bindings::hrtimer_mode_HRTIMER_MODE_ABS_SOFT;
 
 /// A clock that timers can be of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +142,7 @@ impl<H: TimerHandler> DynTimer<H> {
         pin_init!(Self {
             timer <- Opaque::ffi_init(|timer: *mut bindings::hrtimer| {
                 // SAFETY: It is the memory of a timer.
-                unsafe { Self::setup(timer, Clock::Monotonic, bindings::hrtimer_mode_HRTIMER_MODE_REL_SOFT) }
+                unsafe { Self::setup(timer, Clock::Monotonic, RELATIVE) }
             }),
             control <- new_mutex!((), "DynTimer::control"),
             handler,
@@ -173,8 +179,8 @@ impl<H: TimerHandler> DynTimer<H> {
     ///
     /// `timer` must be the field of a [`DynTimer`].
     unsafe extern "C" fn run(timer: *mut bindings::hrtimer) -> bindings::hrtimer_restart {
-        // SAFETY: By the requirements.  The timer is cancelled before it is dropped, which waits for
-        // this.
+        // SAFETY: By the requirements.  The timer is cancelled before it is dropped, which waits
+        // for this.
         let this = unsafe { &*container_of!(Opaque::cast_from(timer), Self, timer) };
         let mut expired = Expired {
             timer,
@@ -209,18 +215,10 @@ impl<H: TimerHandler> Control<'_, H> {
     pub fn start(&mut self, clock: Clock, expires: Expires) {
         let timer = self.timer.timer.get();
         let (clock, mode, time) = match (clock, expires) {
-            (clock, Expires::At(time)) => {
-                (clock, bindings::hrtimer_mode_HRTIMER_MODE_ABS_SOFT, time)
-            }
+            (clock, Expires::At(time)) => (clock, ABSOLUTE, time),
             // A relative time of the realtime clock would change with it.
-            (Clock::Realtime | Clock::Tai, Expires::In(time)) => (
-                Clock::Monotonic,
-                bindings::hrtimer_mode_HRTIMER_MODE_REL_SOFT,
-                time,
-            ),
-            (clock, Expires::In(time)) => {
-                (clock, bindings::hrtimer_mode_HRTIMER_MODE_REL_SOFT, time)
-            }
+            (Clock::Realtime | Clock::Tai, Expires::In(time)) => (Clock::Monotonic, RELATIVE, time),
+            (clock, Expires::In(time)) => (clock, RELATIVE, time),
         };
 
         self.cancel();

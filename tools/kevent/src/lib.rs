@@ -30,12 +30,15 @@
 //!
 //! # fn main() -> std::io::Result<()> {
 //! # let queue = Queue::new(1024)?;
-//! queue.ctl(&mut [
-//!     Change::add(Registration::file(std::io::stdin(), interest::IN).level()),
-//!     Change::add(Registration::timer(1, Timer::every(Duration::from_secs(1)))),
-//!     Change::add(Registration::counter(1).one_shot()),
-//! ])?;
-//! queue.apply(Change::count(Name::user(1), 5))?;
+//! let second = Timer::every(Duration::from_secs(1));
+//! for what in [
+//!     Registration::file(std::io::stdin(), interest::IN).level(),
+//!     Registration::timer(0, second).user_data(2),
+//!     Registration::counter(0).one_shot().user_data(3),
+//! ] {
+//!     queue.apply(Change::add(what))?;
+//! }
+//! queue.apply(Change::count(Name::user(0), 42))?;
 //! # Ok(())
 //! # }
 //! ```
