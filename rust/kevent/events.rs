@@ -87,8 +87,8 @@ const FLUSH_PER_POST: u32 = 2;
 /// How many claimed slots an [`Events::reserve`] forgets to make room.
 const ADVANCE_PER_ADD: u32 = 1024;
 
-/// As many rings as there are numbers of slots.
-const RINGS: usize = 32;
+/// As many rings as there are numbers of slots, up to 2^16.
+const RINGS: usize = 17;
 
 /// What an [`Events`] is made of.
 pub(crate) trait Parts {
@@ -98,14 +98,13 @@ pub(crate) trait Parts {
     type Slots: SlotMemory;
     /// What the kernel knows of the slots of a ring.
     type Records: DerefMut<Target = [Record]>;
+    /// A ring, somewhere else: there is room for many.
+    type Ring: DerefMut<Target = Ring<Self::Slots, Self::Records>>;
     /// A part of the table of registrations.
     type Chunk: DerefMut<Target = [Linked<Entry<Self::Item>>]>;
     /// What the caller keeps with a registration.
     type Item;
 }
-
-/// A ring of the queue.
-pub(crate) type RingOf<P> = Ring<<P as Parts>::Slots, <P as Parts>::Records>;
 
 /// What consumers are told beside the events.
 pub(crate) trait Header {
@@ -295,7 +294,7 @@ pub(crate) enum Refused {
 /// - The header says whether there are waiting and ready entries, and which rings there are.
 pub(crate) struct Events<P: Parts> {
     header: P::Header,
-    rings: [Option<RingOf<P>>; RINGS],
+    rings: [Option<P::Ring>; RINGS],
     oldest: u8,
     current: u8,
     /// Whether there can be more edge-triggered registrations than slots.
@@ -323,7 +322,7 @@ fn slots_bit(ring: u8) -> u32 {
 
 impl<P: Parts> Events<P> {
     /// Makes the events of a queue without registrations.
-    pub(crate) fn new(header: P::Header, ring: RingOf<P>, overcommit: bool) -> Self {
+    pub(crate) fn new(header: P::Header, ring: P::Ring, overcommit: bool) -> Self {
         let mut events = Self {
             header,
             rings: [const { None }; RINGS],
@@ -409,7 +408,7 @@ impl<P: Parts> Events<P> {
         self.used
     }
 
-    fn ring(&mut self, ring: u8) -> Option<&mut RingOf<P>> {
+    fn ring(&mut self, ring: u8) -> Option<&mut P::Ring> {
         self.rings.get_mut(usize::from(ring))?.as_mut()
     }
 
@@ -453,7 +452,7 @@ impl<P: Parts> Events<P> {
     // Rings
     //
 
-    fn add_ring(&mut self, ring: RingOf<P>) {
+    fn add_ring(&mut self, ring: P::Ring) {
         // CAST: Less than 32.
         let index = ring.slots().trailing_zeros() as u8;
 
@@ -467,7 +466,7 @@ impl<P: Parts> Events<P> {
 
     /// Adds a ring, which takes all events from now on; gives it back if it is not larger than the
     /// one that there is.
-    pub(crate) fn grow(&mut self, ring: RingOf<P>) -> Result<(), RingOf<P>> {
+    pub(crate) fn grow(&mut self, ring: P::Ring) -> Result<(), P::Ring> {
         if ring.slots() <= self.slots() {
             return Err(ring);
         }
@@ -477,7 +476,7 @@ impl<P: Parts> Events<P> {
 
     /// Takes a ring away that will never have an event again, looking at no more than `limit` slots
     /// of each.
-    pub(crate) fn retire(&mut self, limit: u32) -> Option<RingOf<P>> {
+    pub(crate) fn retire(&mut self, limit: u32) -> Option<P::Ring> {
         let old = self.rings.iter_mut().take(self.current.into());
         let retired = old
             .filter_map(|room| {

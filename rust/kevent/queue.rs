@@ -127,6 +127,7 @@ impl Parts for QueueParts {
     type Header = Arc<RingHeader>;
     type Slots = Arc<RingMemory>;
     type Records = KVVec<Record>;
+    type Ring = KBox<Ring<Arc<RingMemory>, KVVec<Record>>>;
     type Chunk = KVVec<Linked<Entry<Source>>>;
     type Item = Source;
 }
@@ -207,11 +208,13 @@ fn node_of(params: &kevent_params) -> Result<NumaNode> {
 }
 
 /// Makes a ring.  May sleep.
-fn new_ring(slots: u32, node: NumaNode) -> Result<Ring<Arc<RingMemory>, KVVec<Record>>> {
+fn new_ring(slots: u32, node: NumaNode) -> Result<<QueueParts as Parts>::Ring> {
     let memory = Arc::new(RingMemory::new(slots, node)?, GFP_KERNEL_ACCOUNT)?;
     let records = KVVec::from_elem(Record::UNUSED, slots as usize, GFP_KERNEL_ACCOUNT)?;
 
-    Ring::new(memory, records).ok_or(EINVAL)
+    let ring = Ring::new(memory, records).ok_or(EINVAL)?;
+
+    Ok(KBox::new(ring, GFP_KERNEL_ACCOUNT)?)
 }
 
 /// Returns how many slots a ring gets of which `wanted` are wanted.

@@ -12,8 +12,8 @@ use core::ops::DerefMut;
 /// The number of entries of the first chunk.
 const FIRST_CHUNK: u32 = 16;
 
-/// The number of chunks that make almost 2^31 entries.
-const CHUNKS: usize = 27;
+/// The number of chunks; together they have 2^24 entries less [`FIRST_CHUNK`].
+const CHUNKS: usize = 20;
 
 /// No entry: the end of a list.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -120,7 +120,7 @@ where
 
         match self.chunks.get_mut(index) {
             Some(room) if chunk.len() == self.size.saturating_add(FIRST_CHUNK) as usize => {
-                // Almost 2^31 at most.
+                // Less than 2^24.
                 self.size = self.size.wrapping_mul(2).wrapping_add(FIRST_CHUNK);
                 *room = Some(chunk);
                 Ok(())

@@ -126,6 +126,8 @@ struct Entry<H: PollHandler> {
     queue: Atomic<*mut bindings::wait_queue_head>,
     watch: *const PollWatch<H>,
     sharing: Sharing,
+    /// Whether it had its turn, and is to go to the end of the queue when it is asked next.
+    had_turn: Atomic<bool>,
     /// The next entry of the same watch.
     next: Option<KBox<Entry<H>>>,
 }
@@ -161,6 +163,7 @@ impl<H: PollHandler> Entry<H> {
             queue: Atomic::new(ptr::null_mut()),
             watch,
             sharing,
+            had_turn: Atomic::new(false),
             next,
         }
     }
@@ -226,6 +229,11 @@ impl<H: PollHandler> Entry<H> {
         let entry = wait.cast::<Self>();
         let key = key.addr() as u32;
 
+        // SAFETY: The entry is in the queue, whose lock is held.
+        if key & mask::POLLFREE == 0 && unsafe { Self::give_way(entry) } {
+            return 0;
+        }
+
         // SAFETY: The entry is in a queue, so its watch is alive.
         let dealt_with = unsafe { (*(*entry).watch).handler.woken(key & !mask::POLLFREE) };
 
@@ -241,30 +249,42 @@ impl<H: PollHandler> Entry<H> {
             // disabled.
             unsafe { (*entry).queue.store(ptr::null_mut(), Release) };
         } else if dealt_with {
-            // SAFETY: The entry is in the queue, whose lock is held.
-            unsafe { Self::take_turn(entry) };
+            // SAFETY: As above.
+            unsafe { (*entry).had_turn.store(true, Relaxed) };
         }
         dealt_with.into()
     }
 
-    /// Goes to the end of the queue, if it is of those that take turns.
+    /// Goes to the end of the queue if it had its turn, and returns whether it did.
+    ///
+    /// That is not done at once, when it has dealt with a wake-up: one that is for all would come by
+    /// again and again.  So it comes by once more at most.
     ///
     /// # Safety
     ///
     /// The entry must be in its queue, whose lock must be held.
-    unsafe fn take_turn(entry: *mut Self) {
+    unsafe fn give_way(entry: *mut Self) -> bool {
         // SAFETY: The entry is valid, by the requirements.
-        let (sharing, queue) = unsafe { ((*entry).sharing, (*entry).queue.load(Relaxed)) };
+        let (this, queue) = unsafe { (&*entry, (*entry).queue.load(Relaxed)) };
 
-        if sharing == Sharing::Turns && !queue.is_null() {
-            // SAFETY: Queue and entry are valid, and the lock is held.
-            unsafe {
-                let list = &raw mut (*(*entry).wait.get()).entry;
-
-                bindings::list_del_init(list);
-                bindings::list_add_tail(list, &raw mut (*queue).head);
-            }
+        if this.sharing != Sharing::Turns || !this.had_turn.load(Relaxed) || queue.is_null() {
+            return false;
         }
+        this.had_turn.store(false, Relaxed);
+
+        // SAFETY: Queue and entry are valid, and the lock is held.
+        unsafe {
+            let list = &raw mut (*this.wait.get()).entry;
+            let head = &raw mut (*queue).head;
+
+            // At the end it is, and whoever wakes would not come by again.
+            if (*list).next == head {
+                return false;
+            }
+            bindings::list_del_init(list);
+            bindings::list_add_tail(list, head);
+        }
+        true
     }
 }
 

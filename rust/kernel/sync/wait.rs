@@ -12,7 +12,6 @@
 
 use crate::{
     bindings,
-    interrupt::local_interrupt_disable,
     prelude::*,
     sync::LockClassKey,
     types::Opaque, //
@@ -241,11 +240,10 @@ impl WaitQueueHead {
     /// Queue and entry must be initialised; the entry must be that of a [`Waiter`], and must not
     /// move before it is off the queue again.
     unsafe fn enter_first(&self, entry: *mut bindings::wait_queue_entry) {
-        let _irq = local_interrupt_disable();
         let queue = self.as_ptr();
 
         // SAFETY: The queue is initialised.
-        unsafe { bindings::spin_lock(&raw mut (*queue).lock) };
+        unsafe { bindings::spin_lock_irq_disable(&raw mut (*queue).lock) };
         // SAFETY: The entry is initialised, and the lock is held.
         unsafe {
             if ptr::eq((*entry).entry.next, &raw const (*entry).entry) {
@@ -253,7 +251,7 @@ impl WaitQueueHead {
             }
         }
         // SAFETY: The lock was taken above.
-        unsafe { bindings::spin_unlock(&raw mut (*queue).lock) };
+        unsafe { bindings::spin_unlock_irq_enable(&raw mut (*queue).lock) };
     }
 }
 

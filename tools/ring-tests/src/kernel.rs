@@ -142,8 +142,13 @@ pub(crate) struct Board {
 
 impl Header for Arc<Board> {
     fn set_flags(&self, overflow: bool, level_ready: bool) {
-        let flags = u32::from(overflow) * abi::KEVENT_RING_OVERFLOW
-            | u32::from(level_ready) * abi::KEVENT_RING_LEVEL_READY;
+        let mut flags = 0;
+        if overflow {
+            flags |= abi::KEVENT_RING_OVERFLOW;
+        }
+        if level_ready {
+            flags |= abi::KEVENT_RING_LEVEL_READY;
+        }
         self.flags.store(flags, Relaxed);
     }
 
@@ -182,6 +187,7 @@ impl Parts for Host {
     type Header = Arc<Board>;
     type Slots = Arc<Memory>;
     type Records = Box<[Record]>;
+    type Ring = Box<Ring<Arc<Memory>, Box<[Record]>>>;
     type Chunk = Box<[Linked<Entry<Item>>]>;
     type Item = Item;
 }
@@ -191,9 +197,9 @@ pub(crate) type Queue = Events<Host>;
 /// An event that was found.
 pub(crate) type Found = crate::events::Event;
 
-fn ring(slots: u32, faults: Faults) -> Option<Ring<Arc<Memory>, Box<[Record]>>> {
+fn ring(slots: u32, faults: Faults) -> Option<<Host as Parts>::Ring> {
     let records = (0..slots).map(|_| Record::UNUSED).collect();
-    Ring::new(Memory::new(slots, faults), records)
+    Ring::new(Memory::new(slots, faults), records).map(Box::new)
 }
 
 /// What a registration says that is called `name`; all of it follows from that.

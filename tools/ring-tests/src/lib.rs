@@ -127,6 +127,7 @@ mod ring;
 #[allow(dead_code, missing_docs, clippy::all)]
 mod table;
 
+#[cfg_attr(loom, allow(dead_code))]
 mod kernel;
 #[cfg(loom)]
 mod models;
