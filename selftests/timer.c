@@ -11,6 +11,10 @@
 
 #include <sys/prctl.h>
 
+#ifndef CLONE_NEWTIME
+#define CLONE_NEWTIME 0x00000080
+#endif
+
 #define SLOTS 16
 #define UDATA 0x123456789abcdef0ULL
 #define IDENT 0xfedcba9876543210ULL
@@ -252,6 +256,42 @@ TEST_F(clock, absolute_expires_once_and_not_early)
 		want_silent(&self->q, self->by);
 		EXPECT_EQ(1, del_timer(&self->q, IDENT));
 	}
+}
+
+static bool write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t len = strlen(text);
+	bool ok = fd >= 0 && write(fd, text, len) == len;
+
+	if (fd >= 0)
+		close(fd);
+	return ok;
+}
+
+/* Two clocks are ahead, for those who were born into the namespace. */
+TEST_F(clock, absolute_is_of_the_time_namespace)
+{
+	pid_t pid;
+
+	if (unshare(CLONE_NEWTIME))
+		SKIP(return, "cannot make a time namespace");
+	ASSERT_TRUE(write_file("/proc/self/timens_offsets",
+			       "monotonic 10000 0\nboottime 20000 0\n"));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		__s64 end = clock_ns(variant->clock) + 5 * NSEC_PER_MSEC;
+		struct ukevent ev;
+
+		if (kq_add_timer(&self->q, 1, variant->clock | KEVENT_TIMER_ABS,
+				 end, 0, 1) != 1)
+			_exit(1);
+		if (kq_next(&self->q, variant->by, &ev) != 1)
+			_exit(2);
+		_exit(clock_ns(variant->clock) < end ? 3 : 0);
+	}
+	EXPECT_EQ(0, reap(pid));
 }
 
 TEST_F(clock, absolute_in_the_past_expires_at_once)

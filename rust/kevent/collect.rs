@@ -302,7 +302,11 @@ impl Queue {
             // What was seen of the source while it was woken again may be out of date.
             let precise = looks < LOOKS;
             let value = match &of {
-                Of::Gone => continue,
+                Of::Gone => {
+                    // It is nobody's any more, and has its turn like the others.
+                    self.inner.lock().events.claim(&event, false, false);
+                    continue;
+                }
                 Of::File(file) if precise || event.value == 0 => {
                     fd::look_again(file, event.value, event.terms.interest)
                 }

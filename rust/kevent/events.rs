@@ -84,6 +84,9 @@ pub(crate) use super::ring::{
 /// How many waiting events one new event may push into the ring, to bound the time under the lock.
 const FLUSH_PER_POST: u32 = 2;
 
+/// How many waiting events are let into the ring at least when events are counted.
+const FLUSH_PER_COUNT: u32 = 256;
+
 /// How many claimed slots an [`Events::reserve`] forgets to make room.
 const ADVANCE_PER_ADD: u32 = 1024;
 
@@ -626,12 +629,18 @@ impl<P: Parts> Events<P> {
     ) -> Result<Pending, Refused> {
         let old = self.terms(id).ok_or(Refused::Ended)?.trigger;
 
+        self.settle(id);
+        if self.state(id) == State::Ended {
+            return Err(Refused::Ended);
+        }
+
         if (old, terms.trigger) == (Trigger::Level, Trigger::Edge) && !self.can_reserve() {
             return Err(Refused::NoSlot);
         }
 
         let pending = self.withdraw(id);
 
+        // It can have been claimed this very moment.
         if self.state(id) == State::Ended {
             return Err(Refused::Ended);
         }
@@ -797,7 +806,7 @@ impl<P: Parts> Events<P> {
 
     /// Finds out which one-shot events were claimed, looking at no more than `limit`.
     pub(crate) fn settle_shots(&mut self, limit: u32) {
-        for _ in 0..limit {
+        for _ in 0..limit.min(self.shots.len()) {
             let Some(id) = self.shots.first() else {
                 return;
             };
@@ -1195,7 +1204,7 @@ impl<P: Parts> Events<P> {
 
     /// Counts the events to collect, no further than `limit`.
     pub(crate) fn count(&mut self, limit: u32) -> u32 {
-        self.flush(limit);
+        self.flush(limit.max(FLUSH_PER_COUNT));
 
         let mut scan = self.scan();
         let mut count = self

@@ -5,16 +5,22 @@
 //! `include/uapi/linux/kevent.h` is the interface.  The way of an event:
 //!
 //! ```text
-//! file wakes its waiters
-//!   └► fd        the callback: which registration, which bits
-//!        └► queue     the lock, and who is to be woken
-//!             └► events    merge, post or wait for room
-//!                  └► ring      slots and their words
-//!                       └► memory    the pages that programs map
+//! file wakes its waiters,   timer expires,   program triggers
+//!   └► fd                     └► timer         └► user
+//!        └──────────┬───────────┘                 │
+//!                 home      in which queue        │
+//!                   └──────────────┬──────────────┘
+//!                                queue     the lock, and who is to be woken
+//!                                  └► events    merge, post, wait for room or hold
+//!                                       └► ring      slots and their words
+//!                                            └► memory    the pages that programs map
 //! ```
 //!
-//! `ring` and `events` are free of kernel types and are tested on the host as well.  [`queue`] has
-//! the order of the locks, [`fd`] who ends a registration, [`ring`] the memory ordering.
+//! The system calls come to `change`, which applies changes, and `collect`, which waits and copies.
+//!
+//! `ring`, `table` and `events` are free of kernel types and are tested on the host as well.
+//! [`queue`] has the order of the locks, [`events`] the states of a registration, [`fd`] who ends
+//! one, [`ring`] and [`home`] the memory ordering.
 
 use kernel::prelude::*;
 

@@ -177,8 +177,9 @@ impl Header for Arc<RingHeader> {
             self.word(offset_of!(kevent_ring, incompat))
                 .store(uapi::KEVENT_RING_INCOMPAT_GROWN, Relaxed);
         }
+        // Who sees a larger set also sees all events of the others: no more are posted there.
         self.word(offset_of!(kevent_ring, rings))
-            .store(rings, Relaxed);
+            .store(rings, Release);
         number.store(slots, Relaxed);
     }
 }

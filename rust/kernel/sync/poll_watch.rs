@@ -257,8 +257,8 @@ impl<H: PollHandler> Entry<H> {
 
     /// Goes to the end of the queue if it had its turn, and returns whether it did.
     ///
-    /// That is not done at once, when it has dealt with a wake-up: one that is for all would come by
-    /// again and again.  So it comes by once more at most.
+    /// That is not done at once, when it has dealt with a wake-up: one that is for all would come
+    /// by again and again.  So it comes by once more at most.
     ///
     /// # Safety
     ///

@@ -116,8 +116,10 @@ struct kevent_ring {
  * In kevent_ring.incompat: the ring has grown, see KEVENT_OP_GROW.  @rings has
  * one bit for each set of slots that can hold events; the bit's value is its
  * number of slots.  Events are posted to the largest set only.  A consumer
- * that finds its set empty goes on to the next larger one in @rings, and looks
- * at the header again if that cannot be mapped any more.
+ * that finds its set empty reads @rings with acquire semantics; if there is a
+ * larger set, it looks at its own once more, for what was posted there in the
+ * meantime, and goes on to the next larger one if that is still empty.  If that
+ * cannot be mapped any more, it looks at the header again.
  */
 #define KEVENT_RING_INCOMPAT_GROWN	(1U << 0)
 
