@@ -5,15 +5,17 @@
 //! `include/uapi/linux/kevent.h` is the interface.  The way of an event:
 //!
 //! ```text
-//! file wakes its waiters,   timer expires,   program triggers
-//!   └► fd                     └► timer         └► user
-//!        └──────────┬───────────┘                 │
-//!                 home      in which queue        │
-//!                   └──────────────┬──────────────┘
-//!                                queue     the lock, and who is to be woken
-//!                                  └► events    merge, post, wait for room or hold
-//!                                       └► ring      slots and their words
-//!                                            └► memory    the pages that programs map
+//! file wakes its waiters      timer expires      program triggers
+//!     fd                          timer              user
+//!       `----------.     .----------'                  |
+//!                  v     v                             |
+//!                   home     in which queue it is      |
+//!                     `-----------.       .------------'
+//!                                 v       v
+//!                                   queue     the lock, and who is to be woken
+//!                                     events    merge, post, wait for room, or hold
+//!                                       ring      slots and their words
+//!                                         memory    the pages that programs map
 //! ```
 //!
 //! The system calls come to `change`, which applies changes, and `collect`, which waits and copies.
