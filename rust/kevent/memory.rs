@@ -163,11 +163,11 @@ impl RingHeader {
 
 impl Header for Arc<RingHeader> {
     fn set_flags(&self, overflow: bool, level_ready: bool) {
-        let flags = u32::from(overflow) * uapi::KEVENT_RING_OVERFLOW
-            | u32::from(level_ready) * uapi::KEVENT_RING_LEVEL_READY;
+        let overflow = u32::from(overflow) * uapi::KEVENT_RING_OVERFLOW;
+        let level_ready = u32::from(level_ready) * uapi::KEVENT_RING_LEVEL_READY;
 
         self.word(offset_of!(kevent_ring, flags))
-            .store(flags, Relaxed);
+            .store(overflow | level_ready, Relaxed);
     }
 
     fn set_rings(&self, slots: u32, rings: u32) {

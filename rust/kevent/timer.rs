@@ -58,8 +58,11 @@ use kernel::{
 const FLAGS: u32 =
     uapi::KEVENT_EDGE | uapi::KEVENT_ONESHOT | uapi::KEVENT_DISPATCH | uapi::KEVENT_DISABLED;
 
-/// The timers that are to be cancelled when the clock is set, by their address.
-static CANCELED_ON_SET: SetOnce<Pin<KBox<SpinLock<RBTree<usize, Arc<Timer>>>>>> = SetOnce::new();
+/// Timers by their address.
+type Tree = RBTree<usize, Arc<Timer>>;
+
+/// The timers that are to be cancelled when the clock is set.
+static CANCELED_ON_SET: SetOnce<Pin<KBox<SpinLock<Tree>>>> = SetOnce::new();
 
 /// The timer of a registration.
 pub(crate) type Timer = DynTimer<TimerSource>;
