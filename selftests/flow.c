@@ -1106,7 +1106,7 @@ static void want_many(struct __test_metadata *_metadata, struct many *m,
 	free(evs);
 }
 
-TEST_F_TIMEOUT(many, events_wait_for_one_slot_and_keep_their_order, 60)
+TEST_F_TIMEOUT(many, events_wait_for_one_slot_and_keep_their_order, 120)
 {
 	ASSERT_EQ(0, trigger_many(&self->m, variant->eventfds, 1));
 	EXPECT_EQ(KEVENT_RING_OVERFLOW, kevent_ring_flags(&self->m.q.map));
@@ -1115,7 +1115,7 @@ TEST_F_TIMEOUT(many, events_wait_for_one_slot_and_keep_their_order, 60)
 	want_many(_metadata, &self->m, variant->by);
 }
 
-TEST_F_TIMEOUT(many, events_wait_for_one_slot_while_others_are_deleted, 60)
+TEST_F_TIMEOUT(many, events_wait_for_one_slot_while_others_are_deleted, 120)
 {
 	ASSERT_EQ(0, trigger_many(&self->m, variant->eventfds, 1));
 	for (int i = 0; i < MANY; i++) {

@@ -1450,7 +1450,7 @@ FIXTURE_TEARDOWN(many)
 	kq_close(&self->q);
 }
 
-TEST_F_TIMEOUT(many, sources_need_no_slots, 60)
+TEST_F_TIMEOUT(many, sources_need_no_slots, 120)
 {
 	const int step = 97;
 	int ready = 0, nr;
@@ -1471,7 +1471,7 @@ TEST_F_TIMEOUT(many, sources_need_no_slots, 60)
 	}
 }
 
-TEST_F_TIMEOUT(many, sources_take_turns, 60)
+TEST_F_TIMEOUT(many, sources_take_turns, 120)
 {
 	static int seen[MANY];
 	int total = 0;
@@ -1498,7 +1498,7 @@ TEST_F_TIMEOUT(many, sources_take_turns, 60)
 	}
 }
 
-TEST_F_TIMEOUT(many, sources_can_be_waited_for_all_together, 60)
+TEST_F_TIMEOUT(many, sources_can_be_waited_for_all_together, 120)
 {
 	__s64 start;
 
@@ -1514,7 +1514,7 @@ TEST_F_TIMEOUT(many, sources_can_be_waited_for_all_together, 60)
 	EXPECT_EQ(MANY, kq_getevents(&self->q, NULL, MANY, 0, PATIENCE_MS));
 }
 
-TEST_F_TIMEOUT(many, sources_leave_the_slot_to_the_ring, 60)
+TEST_F_TIMEOUT(many, sources_leave_the_slot_to_the_ring, 120)
 {
 	int edge = open_eventfd(), more = open_eventfd();
 	struct ukevent evs[2];
@@ -1537,7 +1537,7 @@ TEST_F_TIMEOUT(many, sources_leave_the_slot_to_the_ring, 60)
 	EXPECT_FALSE(kevent_ring_flags(&self->q.map) & KEVENT_RING_OVERFLOW);
 }
 
-TEST_F_TIMEOUT(many, sources_that_are_ready_are_closed, 60)
+TEST_F_TIMEOUT(many, sources_that_are_ready_are_closed, 120)
 {
 	for (int i = 0; i < MANY; i++)
 		signal_eventfd(self->fd[i]);
