@@ -195,20 +195,27 @@ pub(crate) fn restart(timer: &Arc<Timer>) -> Result {
         }
     };
 
-    start(timer, &setting, || Ok(()))
+    start(timer, &setting, prepare(&setting)?);
+    Ok(())
 }
 
-/// Starts a timer anew; `before` is called when it is cancelled.  May sleep.
-fn start(timer: &Arc<Timer>, setting: &Setting, before: impl FnOnce() -> Result) -> Result {
-    let node = match setting.cancel_on_set {
-        true => Some(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?),
-        false => None,
-    };
+/// Room in the table of timers that are cancelled when the clock is set.
+type Room = Option<RBTreeNodeReservation<usize, Arc<Timer>>>;
+
+/// Allocates what it takes to start a timer.  May sleep.
+fn prepare(setting: &Setting) -> Result<Room> {
+    match setting.cancel_on_set {
+        true => Ok(Some(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?)),
+        false => Ok(None),
+    }
+}
+
+/// Starts a timer anew.  May sleep.
+fn start(timer: &Arc<Timer>, setting: &Setting, room: Room) {
     let mut control = timer.control();
 
     control.cancel();
     forget(timer);
-    before()?;
 
     let source = timer.handler();
 
@@ -218,13 +225,12 @@ fn start(timer: &Arc<Timer>, setting: &Setting, before: impl FnOnce() -> Result)
     if let Expires::At(at) = setting.expires {
         source.at.store(at, Relaxed);
     }
-    if let (Some(node), Some(table)) = (node, CANCELED_ON_SET.as_ref()) {
+    if let (Some(room), Some(table)) = (room, CANCELED_ON_SET.as_ref()) {
         table
             .lock()
-            .insert(node.into_node(address(timer), timer.clone()));
+            .insert(room.into_node(address(timer), timer.clone()));
     }
     control.start(setting.clock, setting.expires);
-    Ok(())
 }
 
 /// Returns how far the realtime clock is ahead of the monotonic one.
@@ -303,11 +309,12 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
         }),
         GFP_KERNEL_ACCOUNT,
     )?;
-    let source = Source::Timer(timer.clone());
+    let setting = Setting::of(change)?;
+    let room = prepare(&setting)?;
 
-    start(&timer, &Setting::of(change)?, || {
-        queue.insert(terms, source, enabled, Some(place))
-    })
+    queue.insert(terms, Source::Timer(timer.clone()), enabled, Some(place))?;
+    start(&timer, &setting, room);
+    Ok(())
 }
 
 /// Changes the timer that `change` names, and starts it anew.  May sleep.
@@ -321,9 +328,12 @@ pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Name
         return Err(EINVAL);
     };
 
-    start(&timer, &Setting::of(change)?, || {
-        queue
-            .modify(&named.key, terms, enabled, |source| Ok(source.clone()))
-            .map(|_| ())
-    })
+    let setting = Setting::of(change)?;
+    let room = prepare(&setting)?;
+
+    // So that no expiry of before counts for what it is from now on.
+    timer.handler().stop(&timer);
+    queue.modify(&named.key, terms, enabled, |source| Ok(source.clone()))?;
+    start(&timer, &setting, room);
+    Ok(())
 }
