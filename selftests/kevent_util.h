@@ -50,6 +50,10 @@
 /* How long to wait for what must not come, from a source that is slow. */
 #define SETTLE_MS	30
 
+#ifndef CLONE_NEWTIME
+#define CLONE_NEWTIME	0x00000080
+#endif
+
 #define NSEC_PER_MSEC	1000000LL
 #define NSEC_PER_SEC	1000000000LL
 
@@ -913,6 +917,68 @@ static inline int reap(pid_t pid)
 				   128 + WTERMSIG(status);
 }
 
+static inline int send_fd(int sock, int fd)
+{
+	char c = 0, control[CMSG_SPACE(sizeof(int))] = { };
+	struct iovec iov = { &c, 1 };
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
+	return sendmsg(sock, &msg, MSG_NOSIGNAL) == 1 ? 0 : -errno;
+}
+
+/* A negative number if none came */
+static inline int receive_fd(int sock)
+{
+	char c, control[CMSG_SPACE(sizeof(int))] = { };
+	struct iovec iov = { &c, 1 };
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *cmsg;
+	int fd = -1;
+
+	if (recvmsg(sock, &msg, MSG_CMSG_CLOEXEC) != 1)
+		return -errno;
+	cmsg = CMSG_FIRSTHDR(&msg);
+	if (cmsg && cmsg->cmsg_type == SCM_RIGHTS)
+		memcpy(&fd, CMSG_DATA(cmsg), sizeof(int));
+	return fd;
+}
+
+static inline bool write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t len = strlen(text);
+	bool ok = fd >= 0 && write(fd, text, len) == len;
+
+	if (fd >= 0)
+		close(fd);
+	return ok;
+}
+
+/*
+ * In a new time namespace, before anybody is in it: two clocks are ahead, for
+ * those who are born into it.
+ */
+static inline bool shift_time_namespace(void)
+{
+	return write_file("/proc/self/timens_offsets",
+			  "monotonic 10000 0\nboottime 20000 0\n");
+}
+
 /* A thread that makes one call of kevent_getevents() */
 struct waiter {
 	pthread_t thread;
@@ -1000,6 +1066,34 @@ static inline void wait_until_process_asleep(pid_t pid)
 			return;
 		sched_yield();
 	}
+}
+
+/*
+ * Stops a child that makes one call of kevent_getevents(), and lets it go on,
+ * until the call is over: the status that waitpid() gives in the end.
+ */
+static inline int stop_and_continue(struct __test_metadata *_metadata,
+				    pid_t pid)
+{
+	int status = 0;
+
+	wait_until_process_asleep(pid);
+	/* Again, if it was not there yet */
+	for (int ms = 0; ms < PATIENCE_MS; ms++) {
+		kill(pid, SIGSTOP);
+		ASSERT_EQ(pid, waitpid(pid, &status, WUNTRACED));
+		if (!WIFSTOPPED(status))
+			break;
+		kill(pid, SIGCONT);
+		sleep_ms(1);
+		if (waitpid(pid, &status, WNOHANG) == pid)
+			break;
+	}
+	if (WIFSTOPPED(status)) {
+		kill(pid, SIGKILL);
+		reap(pid);
+	}
+	return status;
 }
 
 static inline int waiter_start(struct waiter *w, const struct kq *q,

@@ -18,17 +18,6 @@
  * Files
  */
 
-static bool write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	ssize_t len = strlen(text);
-	bool ok = fd >= 0 && write(fd, text, len) == len;
-
-	if (fd >= 0)
-		close(fd);
-	return ok;
-}
-
 /* All that there is, to be freed; NULL if it cannot be read */
 static char *read_file(const char *path)
 {

@@ -18,10 +18,6 @@
 #define MOMENT_MS 50
 #define HOUR_NS	(3600 * NSEC_PER_SEC)
 
-#ifndef CLONE_NEWTIME
-#define CLONE_NEWTIME 0x00000080
-#endif
-
 /*
  * Signals
  */
@@ -677,7 +673,7 @@ TEST_F(call, is_ended_by_being_stopped_and_continued)
 {
 	struct ukevent change = kq_user_change(KEVENT_OP_ADD, 50,
 					       KEVENT_USER_COUNT, 0, 50);
-	int status = 0;
+	int status;
 	pid_t pid;
 
 	init_call(1);
@@ -687,22 +683,7 @@ TEST_F(call, is_ended_by_being_stopped_and_continued)
 	call_set_changes(&self->c, &change, 1);
 	pid = fork_call(&self->c);
 	ASSERT_LT(0, pid);
-	wait_until_process_asleep(pid);
-	/* Again, if it was not there yet */
-	for (int ms = 0; ms < PATIENCE_MS; ms++) {
-		kill(pid, SIGSTOP);
-		ASSERT_EQ(pid, waitpid(pid, &status, WUNTRACED));
-		if (!WIFSTOPPED(status))
-			break;
-		kill(pid, SIGCONT);
-		sleep_ms(1);
-		if (waitpid(pid, &status, WNOHANG) == pid)
-			break;
-	}
-	if (WIFSTOPPED(status)) {
-		kill(pid, SIGKILL);
-		reap(pid);
-	}
+	status = stop_and_continue(_metadata, pid);
 	ASSERT_TRUE(WIFEXITED(status));
 	EXPECT_EQ(0, WEXITSTATUS(status));
 	EXPECT_EQ(1, del(&self->q, 50));
@@ -1340,17 +1321,6 @@ TEST_F(deadline, is_of_the_clock_as_it_is_set)
 	}
 }
 
-static bool write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	ssize_t len = strlen(text);
-	bool ok = fd >= 0 && write(fd, text, len) == len;
-
-	if (fd >= 0)
-		close(fd);
-	return ok;
-}
-
 /* Two clocks are ahead, for those who were born into the namespace. */
 TEST_F(deadline, is_of_the_clock_as_the_time_namespace_has_it)
 {
@@ -1358,8 +1328,7 @@ TEST_F(deadline, is_of_the_clock_as_the_time_namespace_has_it)
 
 	if (unshare(CLONE_NEWTIME))
 		SKIP(return, "cannot make a time namespace");
-	ASSERT_TRUE(write_file("/proc/self/timens_offsets",
-			       "monotonic 10000 0\nboottime 20000 0\n"));
+	ASSERT_TRUE(shift_time_namespace());
 	pid = fork();
 	ASSERT_LE(0, pid);
 	if (!pid) {

@@ -11,10 +11,6 @@
 
 #include <sys/prctl.h>
 
-#ifndef CLONE_NEWTIME
-#define CLONE_NEWTIME 0x00000080
-#endif
-
 #define SLOTS 16
 #define UDATA 0x123456789abcdef0ULL
 #define IDENT 0xfedcba9876543210ULL
@@ -258,17 +254,6 @@ TEST_F(clock, absolute_expires_once_and_not_early)
 	}
 }
 
-static bool write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	ssize_t len = strlen(text);
-	bool ok = fd >= 0 && write(fd, text, len) == len;
-
-	if (fd >= 0)
-		close(fd);
-	return ok;
-}
-
 /* Two clocks are ahead, for those who were born into the namespace. */
 TEST_F(clock, absolute_is_of_the_time_namespace)
 {
@@ -276,8 +261,7 @@ TEST_F(clock, absolute_is_of_the_time_namespace)
 
 	if (unshare(CLONE_NEWTIME))
 		SKIP(return, "cannot make a time namespace");
-	ASSERT_TRUE(write_file("/proc/self/timens_offsets",
-			       "monotonic 10000 0\nboottime 20000 0\n"));
+	ASSERT_TRUE(shift_time_namespace());
 	pid = fork();
 	ASSERT_LE(0, pid);
 	if (!pid) {

@@ -148,25 +148,10 @@ static pid_t fork_waiter(const struct kq *q)
 TEST_F(wait, ends_with_being_stopped_and_continued)
 {
 	pid_t pid = fork_waiter(&self->q);
-	int status = 0;
+	int status;
 
 	ASSERT_LT(0, pid);
-	wait_until_process_asleep(pid);
-	/* Again, if it was not there yet */
-	for (int ms = 0; ms < PATIENCE_MS; ms++) {
-		kill(pid, SIGSTOP);
-		ASSERT_EQ(pid, waitpid(pid, &status, WUNTRACED));
-		if (!WIFSTOPPED(status))
-			break;
-		kill(pid, SIGCONT);
-		sleep_ms(1);
-		if (waitpid(pid, &status, WNOHANG) == pid)
-			break;
-	}
-	if (WIFSTOPPED(status)) {
-		kill(pid, SIGKILL);
-		reap(pid);
-	}
+	status = stop_and_continue(_metadata, pid);
 	EXPECT_TRUE(WIFEXITED(status));
 	EXPECT_EQ(0, WEXITSTATUS(status));
 }

@@ -90,8 +90,9 @@ impl Ukevent {
         }
     }
 
-    /// Returns whether and how the registration reports, if all flags are `known`.
-    pub(crate) fn mode(&self, known: u32) -> Result<Mode> {
+    /// Returns what the registration that the change asks for says and how, and whether it is
+    /// enabled, if all mode flags are `known`.
+    pub(crate) fn terms(&self, known: u32, interest: u32) -> Result<(Terms, bool)> {
         const ONESHOT: u32 = uapi::KEVENT_ONESHOT;
         const DISPATCH: u32 = uapi::KEVENT_DISPATCH;
         const BOTH: u32 = ONESHOT | DISPATCH;
@@ -101,7 +102,15 @@ impl Ukevent {
         if flags & !known != 0 {
             return Err(EINVAL);
         }
-        Ok(Mode {
+
+        let terms = Terms {
+            payload: Payload {
+                user_data: self.0.user_data,
+                ident: self.0.ident,
+                source: self.0.source,
+                tag: self.0.tag,
+            },
+            interest,
             trigger: match flags & (uapi::KEVENT_EDGE | uapi::KEVENT_LEVEL) {
                 uapi::KEVENT_EDGE => Trigger::Edge,
                 uapi::KEVENT_LEVEL => Trigger::Level,
@@ -113,34 +122,16 @@ impl Ukevent {
                 ONESHOT => After::End,
                 _ => return Err(EINVAL),
             },
-            enabled: flags & uapi::KEVENT_DISABLED == 0,
-        })
-    }
+            flags: flags & !uapi::KEVENT_DISABLED,
+        };
 
-    /// Returns what a registration says and how.
-    pub(crate) fn terms(&self, mode: Mode, interest: u32) -> Terms {
-        Terms {
-            payload: Payload {
-                user_data: self.0.user_data,
-                ident: self.0.ident,
-                source: self.0.source,
-                tag: self.0.tag,
-            },
-            interest,
-            trigger: mode.trigger,
-            after: mode.after,
-            flags: self.0.flags & !uapi::KEVENT_DISABLED,
-        }
+        Ok((terms, flags & uapi::KEVENT_DISABLED == 0))
     }
 }
 
-/// Whether and how a registration reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mode {
-    pub(crate) trigger: Trigger,
-    pub(crate) after: After,
-    pub(crate) enabled: bool,
-}
+/// The mode flags of sources whose events are all in the ring.
+pub(crate) const EDGE_FLAGS: u32 =
+    uapi::KEVENT_EDGE | uapi::KEVENT_ONESHOT | uapi::KEVENT_DISPATCH | uapi::KEVENT_DISABLED;
 
 /// What a change asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,7 +24,8 @@ use crate::{
 use kernel::{
     fs::{
         File,
-        LocalFile, //
+        LocalFile,
+        UncountedFile, //
     },
     prelude::*,
     sync::{
@@ -70,7 +71,7 @@ impl Named {
             SourceKind::Fd => Some(file_of(change.0.ident)?),
             SourceKind::Queue | SourceKind::Timer | SourceKind::User => None,
         };
-        let uncounted = file.as_deref().map(kernel::fs::UncountedFile::new);
+        let uncounted = file.as_deref().map(UncountedFile::new);
 
         Ok(Self {
             key: Key::new(&payload, uncounted),

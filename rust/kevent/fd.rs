@@ -42,7 +42,6 @@ use crate::{
     change::Named,
     events::{
         Payload,
-        Terms,
         Update, //
     },
     files,
@@ -89,6 +88,9 @@ use kernel::{
 
 /// What is reported whether asked for or not.
 const ALWAYS: u32 = mask::ERR | mask::HUP;
+
+/// What a registration is interested in beside what it asked for.
+const REPORTED: u32 = ALWAYS | FD_HINT;
 
 /// The mode flags of registrations of files.
 const FLAGS: u32 = uapi::KEVENT_EDGE
@@ -181,7 +183,7 @@ pub(crate) fn check(change: &Ukevent, op: Op) -> Result {
     const BOTH: u32 = EXCLUSIVE | TURNS;
 
     change.only(&[Field::Flags, Field::Events, Field::UserData])?;
-    change.mode(FLAGS)?;
+    change.terms(FLAGS, 0)?;
     if change.0.events & !mask::ALL != 0 {
         return Err(EINVAL);
     }
@@ -190,16 +192,6 @@ pub(crate) fn check(change: &Ukevent, op: Op) -> Result {
         EXCLUSIVE | BOTH if op == Op::Add && change.0.events & !EXCLUSIVE_BITS == 0 => Ok(()),
         _ => Err(EINVAL),
     }
-}
-
-/// Returns what the registration that a change asks for says and how, and whether it is enabled.
-fn terms_of(change: &Ukevent) -> Result<(Terms, bool)> {
-    let mode = change.mode(FLAGS)?;
-
-    Ok((
-        change.terms(mode, change.0.events | ALWAYS | FD_HINT),
-        mode.enabled,
-    ))
 }
 
 /// Returns what `events` of the registration of `file` are so now.
@@ -229,7 +221,7 @@ pub(crate) fn look(watch: &Watch, file: &File, interest: u32) {
 /// `ELOOP`: an event queue.  `EPERM`: a file that cannot be polled.  `EBADF`: the descriptor was
 /// closed.  Those of [`Queue::insert`].
 pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
-    let (terms, enabled) = terms_of(change)?;
+    let (terms, enabled) = change.terms(FLAGS, change.0.events | REPORTED)?;
     let fd = u32::try_from(change.0.ident).map_err(|_| EBADF)?;
     let file = named.file.as_deref().ok_or(EBADF)?;
 
@@ -307,7 +299,7 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
 ///
 /// `ENOENT`: not registered.  `ENOSPC`: no slot left to reserve.  `EINVAL`: it is exclusive.
 pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
-    let (terms, enabled) = terms_of(change)?;
+    let (terms, enabled) = change.terms(FLAGS, change.0.events | REPORTED)?;
     let file = named.file.as_deref().ok_or(EBADF)?;
     let (source, _) = queue.modify(&named.key, terms, enabled, |source| match source {
         Source::Fd(watch) if watch.handler().sharing == Sharing::All => Ok(source.clone()),

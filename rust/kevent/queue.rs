@@ -41,6 +41,7 @@
 use crate::{
     abi::{
         kevent_params,
+        FD_HINT,
         OFF_SLOTS, //
     },
     events::{
@@ -59,7 +60,10 @@ use crate::{
         Home,
         Place, //
     },
-    limits::User,
+    limits::{
+        Charge,
+        User, //
+    },
     memory::{
         RingHeader,
         RingMemory, //
@@ -305,44 +309,49 @@ impl Queue {
             return None;
         }
 
-        let post = self.post_locked(&mut inner, id, update);
-        let ready = inner.events.ready_at_most();
+        let ready = self.post_locked(&mut inner, id, update);
 
         drop(inner);
-        Some(self.wake(post, ready, wake_bits))
+        Some(self.wake(ready, wake_bits))
     }
 
     /// Reports `update` for the registration `id`.
-    fn post_locked(&self, inner: &mut Inner, id: u32, update: Update) -> Post {
+    ///
+    /// Returns at most how many events there are, if there is one more, for [`Queue::wake`].
+    fn post_locked(&self, inner: &mut Inner, id: u32, update: Update) -> Option<u64> {
         let post = inner.events.post(id, update);
 
-        if let Some(Terms {
-            payload, interest, ..
-        }) = inner.events.terms(id)
-        {
-            let value = match update {
-                Update::Bits(bits) => bits & interest,
-                other => other.apply(0),
-            };
+        if post == Post::Nothing {
+            return None;
+        }
 
-            match post {
-                Post::New => trace::post(self, payload, value),
-                Post::Waits => trace::overflow(self, payload, value),
-                Post::Merged => trace::merge(self, payload, value),
-                Post::Nothing => {}
+        let Terms {
+            payload, interest, ..
+        } = inner.events.terms(id)?;
+        let value = match update {
+            Update::Bits(bits) => bits & interest,
+            other => other.apply(0),
+        };
+
+        match post {
+            Post::New => trace::post(self, payload, value),
+            Post::Waits => trace::overflow(self, payload, value),
+            Post::Merged | Post::Nothing => {
+                trace::merge(self, payload, value);
+                return None;
             }
         }
-        post
+        Some(inner.events.ready_at_most())
     }
 
     /// Wakes whoever waits for what was posted, if it is a new event.  `ready` is how many there
-    /// are.
+    /// are then.
     ///
     /// Must be called without the lock.
-    fn wake(&self, post: Post, ready: u64, wake_bits: u32) -> bool {
-        if !matches!(post, Post::New | Post::Waits) {
+    fn wake(&self, ready: Option<u64>, wake_bits: u32) -> bool {
+        let Some(ready) = ready else {
             return false;
-        }
+        };
 
         // (D)
         let woken = self.waiters.is_active() && self.waiters.wake_one(ready as usize);
@@ -365,22 +374,20 @@ impl Queue {
         key: &Key,
         f: impl FnOnce(&mut Source) -> Result<Trigger>,
     ) -> Result {
-        let (post, ready) = {
+        let ready = {
             let mut inner = self.inner.lock();
             let id = inner.find(key)?;
-            let what = f(inner.events.item_mut(id).ok_or(ENOENT)?)?;
-            let post = match what {
+
+            match f(inner.events.item_mut(id).ok_or(ENOENT)?)? {
                 Trigger::Post(update) => self.post_locked(&mut inner, id, update),
                 Trigger::Amend(update) => {
                     inner.events.amend(id, update);
-                    Post::Nothing
+                    None
                 }
-            };
-
-            (post, inner.events.ready_at_most())
+            }
         };
 
-        self.wake(post, ready, 0);
+        self.wake(ready, 0);
         Ok(())
     }
 
@@ -442,7 +449,7 @@ impl Queue {
     }
 
     /// Counts one registration more.
-    fn charge(&self) -> Result<crate::limits::Charge<'_>> {
+    fn charge(&self) -> Result<Charge<'_>> {
         self.user.charge().or_else(|_| {
             self.settle_all();
             self.user.charge()
@@ -497,20 +504,17 @@ impl Queue {
             Pending::Event(value) => value,
             _ => 0,
         });
-        let (post, ready) = {
+        let ready = {
             let mut inner = self.inner.lock();
 
             inner.events.fill(id, terms, source, pending);
-
-            let post = match pending {
+            match pending {
                 Pending::Event(_) => self.post_locked(&mut inner, id, update),
-                _ => Post::Nothing,
-            };
-
-            (post, inner.events.ready_at_most())
+                _ => None,
+            }
         };
 
-        self.wake(post, ready, 0);
+        self.wake(ready, 0);
     }
 
     /// Puts a new registration in the table; it says where it is to `home`.
@@ -595,21 +599,21 @@ impl Queue {
     ///
     /// `ENOENT`: there is none.
     pub(crate) fn enable(&self, key: &Key) -> Result<(Terms, Source)> {
-        let (result, post, ready) = {
+        let (result, ready) = {
             let mut inner = self.inner.lock();
             let id = inner.find(key)?;
             let held = inner.events.enable(id)?;
             let source = inner.events.item(id).ok_or(ENOENT)?.clone();
             let terms = *inner.events.terms(id).ok_or(ENOENT)?;
-            let post = match held {
-                0 => Post::Nothing,
+            let ready = match held {
+                0 => None,
                 held => self.post_locked(&mut inner, id, source.update(held)),
             };
 
-            ((terms, source), post, inner.events.ready_at_most())
+            ((terms, source), ready)
         };
 
-        self.wake(post, ready, 0);
+        self.wake(ready, 0);
         Ok(result)
     }
 
@@ -717,14 +721,18 @@ impl Queue {
 
     /// Finds out whether the registration has ended, and removes it then.  May sleep.
     pub(crate) fn settle(&self, key: &Key) {
-        {
+        let ended = {
             let mut inner = self.inner.lock();
 
             if let Some(id) = inner.keys.get(key).copied() {
                 inner.events.settle(id);
             }
+            inner.events.ended().is_some()
+        };
+
+        if ended {
+            self.reap();
         }
-        self.reap();
         self.retire();
     }
 
@@ -890,7 +898,7 @@ impl FileOperations for Queue {
                 payload.source,
                 payload.ident,
                 payload.tag,
-                interest & !crate::abi::FD_HINT,
+                interest & !FD_HINT,
                 flags,
                 payload.user_data,
                 state

@@ -9,6 +9,7 @@ use crate::{
     },
     fd,
     home::Home,
+    timer,
     timer::Timer,
     user, //
 };
@@ -117,7 +118,7 @@ impl Source {
     pub(crate) fn finish(self) {
         match self {
             Self::Fd(watch) => fd::finish(watch),
-            Self::Timer(timer) => timer.handler().stop(&timer),
+            Self::Timer(timer) => timer::stop(&timer),
             Self::User(_) => {}
         }
     }

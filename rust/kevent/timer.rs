@@ -11,13 +11,11 @@ use crate::{
     abi::{
         Field,
         Ukevent,
+        EDGE_FLAGS,
         TIMER_CANCELED, //
     },
     change::Named,
-    events::{
-        Terms,
-        Update, //
-    },
+    events::Update,
     home::{
         Home,
         Place, //
@@ -53,10 +51,6 @@ use kernel::{
     },
     uapi, //
 };
-
-/// The mode flags of these registrations.
-const FLAGS: u32 =
-    uapi::KEVENT_EDGE | uapi::KEVENT_ONESHOT | uapi::KEVENT_DISPATCH | uapi::KEVENT_DISABLED;
 
 /// Timers by their address.
 type Tree = RBTree<usize, Arc<Timer>>;
@@ -168,12 +162,12 @@ impl TimerSource {
     pub(crate) fn home(&self) -> &Home {
         &self.home
     }
+}
 
-    /// Cancels the timer for good.  May sleep.
-    pub(crate) fn stop(&self, timer: &Timer) {
-        timer.control().cancel();
-        forget(timer);
-    }
+/// Cancels the timer until it is started.  May sleep.
+pub(crate) fn stop(timer: &Timer) {
+    timer.control().cancel();
+    forget(timer);
 }
 
 /// Starts a timer again that was cancelled because the clock was set.
@@ -210,13 +204,11 @@ fn prepare(setting: &Setting) -> Result<Room> {
     }
 }
 
-/// Starts a timer anew.  May sleep.
+/// Starts a timer that is new, or stopped, or that was cancelled because the clock was set.
+///
+/// Must be called with the queue's mutex held.  May sleep.
 fn start(timer: &Arc<Timer>, setting: &Setting, room: Room) {
     let mut control = timer.control();
-
-    control.cancel();
-    forget(timer);
-
     let source = timer.handler();
 
     source.interval.store(setting.interval, Relaxed);
@@ -271,13 +263,6 @@ pub(crate) fn clock_was_set() {
     }
 }
 
-/// Returns what the registration that a change asks for says and how, and whether it is enabled.
-fn terms_of(change: &Ukevent) -> Result<(Terms, bool)> {
-    let mode = change.mode(FLAGS)?;
-
-    Ok((change.terms(mode, 0), mode.enabled))
-}
-
 /// Returns an error unless the fields of a change are valid.
 pub(crate) fn check(change: &Ukevent) -> Result {
     change.only(&[
@@ -287,7 +272,7 @@ pub(crate) fn check(change: &Ukevent) -> Result {
         Field::Fflags,
         Field::Interval,
     ])?;
-    terms_of(change)?;
+    change.terms(EDGE_FLAGS, 0)?;
     Setting::of(change).map(|_| ())
 }
 
@@ -297,7 +282,7 @@ pub(crate) fn check(change: &Ukevent) -> Result {
 ///
 /// Those of [`Queue::insert`].
 pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
-    let (terms, enabled) = terms_of(change)?;
+    let (terms, enabled) = change.terms(EDGE_FLAGS, 0)?;
     let place = Place::new(queue.into())?;
     let timer = Arc::pin_init(
         DynTimer::new(TimerSource {
@@ -323,7 +308,7 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
 ///
 /// `ENOENT`: not registered.
 pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
-    let (terms, enabled) = terms_of(change)?;
+    let (terms, enabled) = change.terms(EDGE_FLAGS, 0)?;
     let (_, Source::Timer(timer)) = queue.look_up(&named.key)? else {
         return Err(EINVAL);
     };
@@ -332,7 +317,7 @@ pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Name
     let room = prepare(&setting)?;
 
     // So that no expiry of before counts for what it is from now on.
-    timer.handler().stop(&timer);
+    stop(&timer);
     queue.modify(&named.key, terms, enabled, |source| Ok(source.clone()))?;
     start(&timer, &setting, room);
     Ok(())

@@ -6,12 +6,12 @@ use crate::{
     abi::{
         Field,
         SourceKind,
-        Ukevent, //
+        Ukevent,
+        EDGE_FLAGS, //
     },
     change::Named,
     events::{
         Pending,
-        Terms,
         Update, //
     },
     queue::{
@@ -25,10 +25,6 @@ use kernel::{
     sync::ArcBorrow,
     uapi, //
 };
-
-/// The mode flags of these registrations.
-const FLAGS: u32 =
-    uapi::KEVENT_EDGE | uapi::KEVENT_ONESHOT | uapi::KEVENT_DISPATCH | uapi::KEVENT_DISABLED;
 
 /// What the value of an event is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,17 +86,10 @@ impl Kind {
     }
 }
 
-/// Returns what the registration that a change asks for says and how, and whether it is enabled.
-fn terms_of(change: &Ukevent) -> Result<(Terms, bool)> {
-    let mode = change.mode(FLAGS)?;
-
-    Ok((change.terms(mode, change.0.events), mode.enabled))
-}
-
 /// Returns an error unless the fields of a change are valid.
 pub(crate) fn check(change: &Ukevent) -> Result {
     change.only(&[Field::Flags, Field::Events, Field::UserData, Field::Fflags])?;
-    terms_of(change)?;
+    change.terms(EDGE_FLAGS, change.0.events)?;
     Kind::of(change).map(|_| ())
 }
 
@@ -110,7 +99,7 @@ pub(crate) fn check(change: &Ukevent) -> Result {
 ///
 /// Those of [`Queue::insert`].
 pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
-    let (terms, enabled) = terms_of(change)?;
+    let (terms, enabled) = change.terms(EDGE_FLAGS, change.0.events)?;
 
     queue.insert(terms, Source::User(Kind::of(change)?), enabled, None)
 }
@@ -122,7 +111,7 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
 ///
 /// `ENOENT`: not registered.
 pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
-    let (terms, enabled) = terms_of(change)?;
+    let (terms, enabled) = change.terms(EDGE_FLAGS, change.0.events)?;
     let kind = Kind::of(change)?;
     let (old, pending) = queue.modify(&named.key, terms, enabled, |_| Ok(Source::User(kind)))?;
     let triggered = match pending {
