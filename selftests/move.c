@@ -1055,6 +1055,7 @@ struct rounds {
 	int ret;	/* of the last move */
 	int wrong;
 	int moved;
+	int tried;	/* moves in this round, so far */
 	pthread_barrier_t start;
 	pthread_barrier_t end;
 	pthread_t thread;
@@ -1065,6 +1066,7 @@ static void *move_in_rounds(void *arg)
 	struct rounds *r = arg;
 
 	for (;;) {
+		r->tried = 0;
 		pthread_barrier_wait(&r->start);
 		if (r->over)
 			return NULL;
@@ -1075,6 +1077,7 @@ static void *move_in_rounds(void *arg)
 			if (r->ret != 1 && r->ret != -ENOENT &&
 			    r->ret != -EBADF)
 				r->wrong++;
+			__atomic_fetch_add(&r->tried, 1, __ATOMIC_SEQ_CST);
 		}
 		pthread_barrier_wait(&r->end);
 	}
@@ -1100,11 +1103,21 @@ static void end_rounds(struct rounds *r)
 	pthread_join(r->thread, NULL);
 }
 
-/* Lets the mover get somewhere, now here, now there. */
-static void dawdle(int round)
+/*
+ * Lets the mover get somewhere, now here, now there; and once in a while, for
+ * sure, beyond the first move.
+ */
+static void dawdle(const struct rounds *r, int round)
 {
 	for (int i = 0; i < round % 16; i++)
 		sched_yield();
+	if (round % 16 < 15)
+		return;
+	for (int ms = 0; ms < PATIENCE_MS; ms++) {
+		if (__atomic_load_n(&r->tried, __ATOMIC_SEQ_CST))
+			return;
+		sleep_ms(1);
+	}
 }
 
 TEST_F(move, races_with_close_of_the_source)
@@ -1123,7 +1136,7 @@ TEST_F(move, races_with_close_of_the_source)
 			signal_eventfd(fd);
 		r.ident = fd;
 		pthread_barrier_wait(&r.start);
-		dawdle(round);
+		dawdle(&r, round);
 		signal_eventfd(copy);
 		close(fd);
 		pthread_barrier_wait(&r.end);
@@ -1156,7 +1169,7 @@ TEST_F(move, races_with_deletion)
 		if (round % 2)
 			ASSERT_EQ(1, count(&self->from, round, 1));
 		pthread_barrier_wait(&r.start);
-		dawdle(round);
+		dawdle(&r, round);
 		/* It is in one of the two, if only one knew in which. */
 		for (int i = 0; ret != 1 && i < 10000; i++) {
 			ret = user_op(i % 2 ? &self->from : &self->to,
@@ -1203,7 +1216,7 @@ TEST_F(move, races_with_close_of_the_new_queue)
 		r.source = user ? KEVENT_SOURCE_USER : KEVENT_SOURCE_FD;
 		r.ident = user ? 1 : fd;
 		pthread_barrier_wait(&r.start);
-		dawdle(round / 2);
+		dawdle(&r, round / 2);
 		close(theirs.fd);
 		pthread_barrier_wait(&r.end);
 		if (r.ret == 1) {
@@ -1249,7 +1262,7 @@ TEST_F(move, races_with_close_of_the_old_queue)
 		r.source = user ? KEVENT_SOURCE_USER : KEVENT_SOURCE_FD;
 		r.ident = user ? 1 : fd;
 		pthread_barrier_wait(&r.start);
-		dawdle(round / 2);
+		dawdle(&r, round / 2);
 		close(ours.fd);
 		pthread_barrier_wait(&r.end);
 		if (r.ret == 1 && user)
