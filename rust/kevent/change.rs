@@ -12,7 +12,7 @@ use crate::{
     collect::MAX_UKEVENTS,
     events::Payload,
     fd,
-    home::Place,
+    home::Left,
     queue::Queue,
     source::{
         Key,
@@ -266,27 +266,186 @@ impl Queue {
         }
 
         let (terms, source) = self.look_up(&named.key)?;
-        let place = match source.home() {
-            Some(_) => Some(Place::new(target.into())?),
+        let room = match source.home() {
+            Some(_) => Some(Left::new()?),
             None => None,
         };
-        let id = target.reserve(named.key, &terms)?;
+        let id = target.reserve(&named.key, &terms, &source)?;
 
         let Some((terms, source, pending)) = self.take(&named.key) else {
             // Its descriptor was closed, or its event claimed.
-            target.unreserve(&named.key, id, &terms);
+            target.unreserve(id, &terms);
             return Err(ENOENT);
         };
 
         target.fill(id, terms, source.clone(), pending);
-        if let (Some(home), Some(place)) = (source.home(), place) {
-            home.settle(place, id);
-            if let Some(strays) = home.take_strays(source.update(0)) {
-                home.post(strays, 0);
+        if let (Some(home), Some(room)) = (source.home(), room) {
+            home.settle(target.into(), id, room);
+            if let Some(strays) = home.take_strays() {
+                home.post(source.update(strays), 0);
             }
         }
         if let Source::Fd(watch) = &source {
             fd::end_if_closed(watch)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(CONFIG_KEVENT_KUNIT_TEST)]
+#[kunit_tests(kevent_move)]
+mod tests {
+    use super::*;
+    use crate::{
+        events::Update,
+        tests::{
+            add_fd,
+            add_timer,
+            change,
+            close,
+            collect,
+            eventually,
+            install,
+            live,
+            make,
+            of,
+            timer_in,
+            Fake, //
+        }, //
+    };
+    use kernel::{
+        sync::{
+            atomic::{
+                Acquire,
+                Atomic,
+                Release, //
+            },
+            Arc, //
+        },
+        workqueue, //
+    };
+
+    /// Returns what moves a registration to the queue that has the descriptor `to`.
+    fn moves(source: u32, ident: u64, to: u32) -> Ukevent {
+        let mut moves = change(uapi::KEVENT_OP_MOVE, source, ident);
+
+        moves.0.data = to.into();
+        moves
+    }
+
+    #[test]
+    fn each_expiry_is_in_one_queue_while_a_timer_is_moved() -> Result {
+        const POSTS: u32 = 200_000;
+
+        let files = [make(4, 0)?, make(4, 0)?];
+        let queues = [of(&files[0])?, of(&files[1])?];
+        let fds = [install(files[0].clone())?, install(files[1].clone())?];
+        let done = Arc::new(Atomic::new(false), GFP_KERNEL)?;
+
+        add_timer(queues[0], 7, 0)?;
+
+        let timer = timer_in(&queues[0], 7)?;
+        let over = done.clone();
+
+        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            for _ in 0..POSTS {
+                timer.handler().home().post(Update::Count(1), 0);
+            }
+            over.store(true, Release);
+        })?;
+
+        let (mut here, mut count, mut moved) = (0, 0, 0_u32);
+
+        loop {
+            let last = done.load(Acquire);
+            let there = 1 - here;
+
+            queues[here].change(&moves(uapi::KEVENT_SOURCE_TIMER, 7, fds[there]))?;
+            here = there;
+            moved += 1;
+            // Now and then, so that events are carried along as well.
+            if last || moved % 3 == 0 {
+                count += collect(&queues[here]).1;
+            }
+            if last {
+                break;
+            }
+        }
+        pr_info!("{POSTS} expiries, {moved} moves\n");
+        assert_eq!(collect(&queues[1 - here]), (0, 0));
+        assert_eq!(count, POSTS);
+        for fd in fds {
+            close(fd);
+        }
+        Ok(())
+    }
+
+    /// A descriptor that another thread closes.
+    struct Race {
+        fd: Atomic<u32>,
+        started: Atomic<u32>,
+        done: Atomic<u32>,
+    }
+
+    #[test]
+    fn a_descriptor_that_is_closed_is_in_no_queue() -> Result {
+        const ROUNDS: u32 = 1000;
+
+        let files = [make(4, 0)?, make(4, 0)?];
+        let queues = [of(&files[0])?, of(&files[1])?];
+        let fds = [install(files[0].clone())?, install(files[1].clone())?];
+        let race = Race {
+            fd: Atomic::new(0),
+            started: Atomic::new(0),
+            done: Atomic::new(0),
+        };
+        let race = Arc::new(race, GFP_KERNEL)?;
+        let closer = race.clone();
+
+        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            for round in 1..=ROUNDS {
+                if !eventually(|| closer.started.load(Acquire) == round) {
+                    return;
+                }
+                for _ in 0..round % 61 {
+                    core::hint::spin_loop();
+                }
+                close(closer.fd.load(Acquire));
+                closer.done.store(round, Release);
+            }
+        })?;
+
+        let mut moved = 0_u32;
+
+        for round in 1..=ROUNDS {
+            let (fake, file) = Fake::new()?;
+            let fd = install(file)?;
+            let mut here = 0;
+
+            queues[here].change(&add_fd(fd, 1))?;
+            race.fd.store(fd, Release);
+            race.started.store(round, Release);
+
+            let error = loop {
+                let there = 1 - here;
+
+                match queues[here].change(&moves(uapi::KEVENT_SOURCE_FD, fd.into(), fds[there])) {
+                    Ok(()) => (here, moved) = (there, moved + 1),
+                    Err(error) => break error,
+                }
+            };
+
+            assert!(matches!(error, EBADF | ENOENT));
+            assert!(eventually(|| race.done.load(Acquire) == round));
+            assert_eq!((live(&queues[0]), live(&queues[1])), (0, 0));
+            // Kernel threads release files later, so it is not waited for each time.
+            if round % 100 == 0 {
+                assert!(fake.is_released());
+            }
+        }
+        pr_info!("{ROUNDS} descriptors closed, {moved} moves\n");
+        for fd in fds {
+            close(fd);
         }
         Ok(())
     }

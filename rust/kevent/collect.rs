@@ -248,7 +248,7 @@ impl Queue {
             let so = file.is_some_and(|file| fd::look_again(&file, 0, event.terms.interest) != 0);
 
             if !so {
-                self.inner.lock().events.claim(&event, false, true);
+                self.claim(&event, false, true);
             }
         }
     }
@@ -304,7 +304,7 @@ impl Queue {
             let value = match &of {
                 Of::Gone => {
                     // It is nobody's any more, and has its turn like the others.
-                    self.inner.lock().events.claim(&event, false, false);
+                    self.claim(&event, false, false);
                     continue;
                 }
                 Of::File(file) if precise || event.value == 0 => {
@@ -319,7 +319,7 @@ impl Queue {
 
                 write_event(buffer.wrapping_byte_add(offset), &event, value)?;
             }
-            if !self.inner.lock().events.claim(&event, value != 0, precise) {
+            if !self.claim(&event, value != 0, precise) {
                 // Look at it again; if somebody else claimed it, at the next.
                 scan.again(&here);
                 looks += 1;

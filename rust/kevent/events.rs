@@ -154,7 +154,7 @@ pub(crate) struct Terms {
 enum State {
     /// No registration; in the list of those.
     Free,
-    /// Taken by a registration that is to come.
+    /// Taken by a registration that is to come, which may be named already.
     Reserved,
     /// Nothing to report.
     Idle,
@@ -185,7 +185,8 @@ pub(crate) enum Seen {
 ///
 /// # Invariants
 ///
-/// `state` is [`State::Free`] or [`State::Reserved`] if and only if `registration` is [`None`].
+/// `registration` is [`None`] if `state` is [`State::Free`], and never in the states after
+/// [`State::Reserved`].
 pub(crate) struct Entry<T> {
     state: State,
     /// Whether anything was posted since the event was last found.
@@ -201,8 +202,16 @@ impl<T> Entry<T> {
         registration: None,
     };
 
+    /// Returns the registration unless it is still to come.
+    fn registered(&self) -> Option<&(Terms, T)> {
+        match self.state {
+            State::Reserved => None,
+            _ => self.registration.as_ref(),
+        }
+    }
+
     fn terms(&self) -> Option<&Terms> {
-        self.registration.as_ref().map(|(terms, _)| terms)
+        self.registered().map(|(terms, _)| terms)
     }
 }
 
@@ -217,6 +226,13 @@ pub(crate) enum Post {
     Merged,
     /// It is of no interest, or not now.
     Nothing,
+}
+
+impl Post {
+    /// Returns whether there is an event more.
+    pub(crate) fn is_new(self) -> bool {
+        matches!(self, Self::New | Self::Waits)
+    }
 }
 
 /// What a registration had to say when it was taken.
@@ -263,6 +279,18 @@ pub(crate) struct Event {
     pub(crate) terms: Terms,
     /// What it says; nothing, zero, if it is level-triggered.
     pub(crate) value: u32,
+}
+
+/// What became of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// The event was claimed.
+    Done,
+    /// As [`Claim::Done`], but something was posted meanwhile, so there is a new one: waiters must
+    /// be woken.
+    Anew,
+    /// The event was claimed by somebody else, or it changed.
+    Failed,
 }
 
 /// What [`Events::find`] found.
@@ -571,31 +599,74 @@ impl<P: Parts> Events<P> {
         Ok(id)
     }
 
-    /// Gives back what was reserved for a registration that does not come.
-    pub(crate) fn unreserve(&mut self, id: u32, trigger: Trigger) {
-        if self.state(id) == State::Reserved {
-            self.count_out(trigger);
-            self.set_state(id, State::Free);
-            self.table.push(&mut self.free, id);
+    /// Says what the registration is that comes to `id`, which was reserved, so that
+    /// [`Events::look_up`] finds it by `hash` from now on.
+    pub(crate) fn name(&mut self, id: u32, hash: u32, terms: Terms, item: P::Item) {
+        match self.table.get_mut(id) {
+            Some(entry) if entry.state == State::Reserved => {
+                entry.registration = Some((terms, item));
+                self.table.add(id, hash);
+            }
+            _ => {}
         }
+    }
+
+    /// Returns the id that was named with `hash`, and of which `is_it` says so; its registration
+    /// can be one that is still to come, or that has ended.
+    pub(crate) fn look_up(
+        &self,
+        hash: u32,
+        mut is_it: impl FnMut(&Terms, &P::Item) -> bool,
+    ) -> Option<u32> {
+        self.table.find(hash, |entry| match &entry.registration {
+            Some((terms, item)) => is_it(terms, item),
+            None => false,
+        })
+    }
+
+    /// Gives back what was reserved for a registration that does not come.  Returns its item, to be
+    /// dropped without the lock.
+    pub(crate) fn unreserve(&mut self, id: u32, trigger: Trigger) -> Option<P::Item> {
+        if self.state(id) != State::Reserved {
+            return None;
+        }
+        self.count_out(trigger);
+        self.free(id).map(|(_, item)| item)
+    }
+
+    /// Makes the entry `id`, which must be in no list, free.
+    fn free(&mut self, id: u32) -> Option<(Terms, P::Item)> {
+        self.table.forget(id);
+        self.set_state(id, State::Free);
+        self.table.push(&mut self.free, id);
+        self.entry(id)?.registration.take()
     }
 
     /// Registers `item` where an id was reserved for it.
     ///
     /// It is disabled if `pending` says so.  To post what else is pending is up to the caller.
-    pub(crate) fn fill(&mut self, id: u32, terms: Terms, item: P::Item, pending: Pending) {
-        if let Some(entry) = self.entry(id) {
-            if entry.state == State::Reserved {
-                *entry = Entry {
-                    state: match pending {
-                        Pending::Disabled(held) => State::Disabled { held },
-                        Pending::Nothing | Pending::Event(_) => State::Idle,
-                    },
-                    touched: false,
-                    registration: Some((terms, item)),
-                };
-            }
+    /// Returns what is to be dropped without the lock.
+    pub(crate) fn fill(
+        &mut self,
+        id: u32,
+        terms: Terms,
+        item: P::Item,
+        pending: Pending,
+    ) -> Option<P::Item> {
+        let entry = self.entry(id)?;
+
+        if entry.state != State::Reserved {
+            return Some(item);
         }
+        entry.state = match pending {
+            Pending::Disabled(held) => State::Disabled { held },
+            Pending::Nothing | Pending::Event(_) => State::Idle,
+        };
+        entry.touched = false;
+        entry
+            .registration
+            .replace((terms, item))
+            .map(|(_, item)| item)
     }
 
     /// Ends the registration `id`; returns its item and what it had to say.
@@ -611,10 +682,8 @@ impl<P: Parts> Events<P> {
             self.count_out(trigger);
         }
 
-        let (terms, item) = self.entry(id)?.registration.take()?;
+        let (terms, item) = self.free(id)?;
 
-        self.set_state(id, State::Free);
-        self.table.push(&mut self.free, id);
         Some((terms, item, pending))
     }
 
@@ -697,16 +766,19 @@ impl<P: Parts> Events<P> {
     /// Returns the item of the registration `id`.
     #[inline]
     pub(crate) fn item(&self, id: u32) -> Option<&P::Item> {
-        let (_, item) = self.table.get(id)?.registration.as_ref()?;
+        let (_, item) = self.table.get(id)?.registered()?;
 
         Some(item)
     }
 
     /// Returns the item of the registration `id`, to be changed.
     pub(crate) fn item_mut(&mut self, id: u32) -> Option<&mut P::Item> {
-        let (_, item) = self.entry(id)?.registration.as_mut()?;
+        let entry = self.entry(id)?;
 
-        Some(item)
+        match entry.state {
+            State::Reserved => None,
+            _ => entry.registration.as_mut().map(|(_, item)| item),
+        }
     }
 
     /// Returns what the registration `id` says and how, if it has not ended.
@@ -835,38 +907,66 @@ impl<P: Parts> Events<P> {
     // Posting
     //
 
-    /// Reports `update` for the registration `id`.
+    /// Reports `update` for the registration `id`, if `is_meant` says so of its item.
     ///
-    /// Bits that are not of its interest are ignored.
-    #[inline]
-    pub(crate) fn post(&mut self, id: u32, update: Update) -> Post {
-        let Some(entry) = self.table.get_mut(id) else {
-            return Post::Nothing;
-        };
-        let Some((terms, _)) = &entry.registration else {
-            return Post::Nothing;
-        };
+    /// Bits that are not of its interest are ignored.  Returns [`None`] if it is not meant.
+    #[inline(always)]
+    pub(crate) fn post(
+        &mut self,
+        id: u32,
+        update: Update,
+        is_meant: impl FnOnce(&P::Item) -> bool,
+    ) -> Option<Post> {
+        let entry = self.table.get_mut(id)?;
+        let (terms, item) = entry.registration.as_ref()?;
+
+        if entry.state == State::Reserved || !is_meant(item) {
+            return None;
+        }
+
         let update = match update {
             Update::Bits(bits) => match bits & terms.interest {
-                0 => return Post::Nothing,
+                0 => return Some(Post::Nothing),
                 bits => Update::Bits(bits),
             },
             // It did not happen after all: the clock was set back.
-            Update::Count(0) => return Post::Nothing,
+            Update::Count(0) => return Some(Post::Nothing),
             other => other,
         };
 
         entry.touched = true;
         if let State::Posted { ring, slot } = entry.state {
-            match self.ring(ring).map(|ring| ring.merge(slot, id, update)) {
-                Some(Merge::Merged) => {
-                    self.flush(FLUSH_PER_POST);
-                    return Post::Merged;
-                }
-                _ => self.collected(id),
+            // A ring that was taken away had no unclaimed event any more.
+            let ring = self.rings.get_mut(usize::from(ring));
+            let merge = ring
+                .and_then(Option::as_mut)
+                .map(|ring| ring.merge(slot, id, update));
+
+            if merge == Some(Merge::Merged) {
+                self.flush_some();
+                return Some(Post::Merged);
+            }
+            if terms.after != After::Stay {
+                self.collected(id);
+                return Some(self.post_unposted(id, update));
+            }
+            entry.state = State::Idle;
+        }
+        // What most posts come to, without looking the entry up again.
+        if entry.state == State::Idle
+            && terms.trigger == Trigger::Edge
+            && terms.after != After::End
+            && self.waiting.is_empty()
+        {
+            let index = self.current;
+            let ring = self.rings.get_mut(usize::from(index))?.as_mut()?;
+
+            if let Some(slot) = ring.publish(id, update.apply(0), &terms.payload) {
+                entry.state = State::Posted { ring: index, slot };
+                return Some(Post::New);
             }
         }
-        self.post_unposted(id, update)
+        Some(self.post_unposted(id, update))
     }
 
     /// Reports `update` for the registration `id`, which has no event in the ring.
@@ -892,7 +992,7 @@ impl<P: Parts> Events<P> {
             State::Idle => match entry.terms().map(|terms| terms.trigger) {
                 None => Post::Nothing,
                 Some(Trigger::Edge) => {
-                    self.flush(FLUSH_PER_POST);
+                    self.flush_some();
                     if self.waiting.is_empty() && self.publish(id, update.apply(0)) {
                         return Post::New;
                     }
@@ -953,6 +1053,14 @@ impl<P: Parts> Events<P> {
                 true
             }
             None => false,
+        }
+    }
+
+    /// Posts some of the waiting events to the ring, on behalf of a new one.
+    #[inline]
+    fn flush_some(&mut self) {
+        if !self.waiting.is_empty() {
+            self.flush(FLUSH_PER_POST);
         }
     }
 
@@ -1135,12 +1243,17 @@ impl<P: Parts> Events<P> {
     /// Claims an event that was found.  If it is `so`, it counts as delivered, else it is
     /// forgotten.
     ///
-    /// Returns false if it was claimed by somebody else, or if it changed.  If `untouched`, it also
-    /// fails if anything was posted since the event was found, even what the event says already:
-    /// what the caller knows of the source may be out of date.
-    pub(crate) fn claim(&mut self, event: &Event, so: bool, untouched: bool) -> bool {
+    /// If `untouched`, it also fails if anything was posted to the ring since the event was found,
+    /// even what the event says already: what the caller knows of the source may be out of date.
+    pub(crate) fn claim(&mut self, event: &Event, so: bool, untouched: bool) -> Claim {
         match event.origin {
-            Origin::Ring { ring, found } => self.claim_posted(ring, &found, so, untouched),
+            Origin::Ring { ring, found } => {
+                if self.claim_posted(ring, &found, so, untouched) {
+                    Claim::Done
+                } else {
+                    Claim::Failed
+                }
+            }
             Origin::Level { id, ticket } => self.claim_level(id, ticket, so),
         }
     }
@@ -1171,24 +1284,28 @@ impl<P: Parts> Events<P> {
         true
     }
 
-    fn claim_level(&mut self, id: u32, ticket: u64, so: bool) -> bool {
-        let Some(entry) = self.table.get(id) else {
-            return false;
+    fn claim_level(&mut self, id: u32, ticket: u64, so: bool) -> Claim {
+        let Some(entry) = self.table.get_mut(id) else {
+            return Claim::Failed;
         };
-        let touched = entry.touched;
         let stays = entry
             .terms()
             .is_some_and(|terms| terms.after == After::Stay);
 
         // If it has another ticket, somebody else has found it later, and reports it.
-        if entry.state != (State::Ready { ticket }) || !so && touched {
-            return false;
+        if entry.state != (State::Ready { ticket }) {
+            return Claim::Failed;
         }
         if so {
             self.turn = Trigger::Edge;
             if stays {
-                return true;
+                return Claim::Done;
             }
+        } else if entry.touched {
+            // As if it had been posted right after the claim.  This scan does not come by again,
+            // and who polls the queue has to learn that it is ready again.
+            entry.touched = false;
+            return Claim::Anew;
         }
         self.table.unlink(&mut self.ready, id);
         if so {
@@ -1199,7 +1316,7 @@ impl<P: Parts> Events<P> {
         if self.ready.is_empty() {
             self.announce();
         }
-        true
+        Claim::Done
     }
 
     /// Counts the events to collect, no further than `limit`.

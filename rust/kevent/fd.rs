@@ -25,7 +25,7 @@
 //! close                                 mover
 //!
 //! (L) store `closed`, full barrier          put it in the new queue
-//!     look for it at its place          (M) store its place, full barrier
+//!     look for it at its place          (M) store where it is, full barrier
 //!                                           look at `closed`
 //! ```
 //!
@@ -46,10 +46,7 @@ use crate::{
     },
     files,
     files::TableId,
-    home::{
-        Home,
-        Place, //
-    },
+    home::Home,
     queue::Queue,
     source::{
         Key,
@@ -57,6 +54,7 @@ use crate::{
     },
     watched, //
 };
+use core::ptr;
 use kernel::{
     fs::{
         File,
@@ -131,8 +129,14 @@ impl PollHandler for FdSource {
             events => events & mask::ALL,
         };
 
-        self.home
-            .post(Update::Bits(bits), events & mask::URING_WAKE)
+        // SAFETY: The lock of a wait queue is held, a spinlock.
+        unsafe {
+            self.home.post_in_rcu(
+                Update::Bits(bits),
+                events & mask::URING_WAKE,
+                |source| matches!(source, Source::Fd(watch) if ptr::eq(watch.handler(), self)),
+            )
+        }
     }
 }
 
@@ -240,11 +244,10 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
         Sharing::Turns
     };
     let room = watched::Reservation::new()?;
-    let place = Place::new(queue.into())?;
     let watch = Arc::pin_init(
         PollWatch::new(
             FdSource {
-                home: Home::new(),
+                home: Home::new(queue.into()),
                 fd,
                 tag: change.0.tag,
                 file: UncountedFile::new(file),
@@ -258,7 +261,7 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
         GFP_KERNEL_ACCOUNT,
     )?;
 
-    queue.insert(terms, Source::Fd(watch.clone()), enabled, Some(place))?;
+    queue.insert(terms, Source::Fd(watch.clone()), enabled)?;
 
     // SAFETY: It is a new watch.  It is disarmed by whoever takes it from the queue's table; see
     // the top of this file.  Until it is complete that can only be this function: the mutex is
@@ -323,7 +326,9 @@ pub(crate) fn end(watch: &Arc<Watch>) {
 
     // (L)
     source.closed.xchg(true, Full);
-    while let Some(queue) = source.home.queue() {
+    loop {
+        let queue = source.home.queue();
+
         if queue.take_home(&key, &source.home).is_some() {
             return finish(watch.clone());
         }

@@ -12,7 +12,9 @@
 #include <linux/kevent.h>
 #include <linux/mm.h>
 #include <linux/nodemask.h>
+#include <linux/once.h>
 #include <linux/sched/user.h>
+#include <linux/siphash.h>
 #include <linux/sysctl.h>
 #include <linux/time_namespace.h>
 #include <linux/timekeeping.h>
@@ -136,6 +138,19 @@ fs_initcall(kevent_limits_init);
 bool kevent_node_has_memory(unsigned int node)
 {
 	return node < MAX_NUMNODES && node_state(node, N_MEMORY);
+}
+
+/*
+ * A hash of what names a registration.  Programs choose the names, and a bucket
+ * is searched with interrupts disabled, so they must not know which names meet.
+ */
+u32 kevent_hash(u64 ident, u32 tag, u32 source)
+{
+	static hsiphash_key_t key __read_mostly;
+
+	get_random_once(&key, sizeof(key));
+	return hsiphash_4u32(lower_32_bits(ident), upper_32_bits(ident), tag,
+			     source, &key);
 }
 
 /* A time of the clock as the caller's time namespace has it */

@@ -11,18 +11,23 @@
 //! callback                              mover
 //!
 //!     find the registration gone            take the registration from the old queue
-//! (H) add to `strays`, full barrier         put it in the new queue
-//! (I) look whether `place` has changed  (J) store `place`, full barrier
+//! (H) add to `strays`, full barrier         put it in the new queue, store `queue`
+//! (I) look whether `at` has changed     (J) store `at`, full barrier
 //!     if so, take `strays` and go there (K) take `strays`, post them there
 //! ```
 //!
-//! Store buffering: H and J are full barriers, so either the callback sees the new place at I, or
+//! Store buffering: H and J are full barriers, so either the callback sees the new `at` at I, or
 //! the mover sees the strays at K, or both, and then one of them gets the strays.  Without either
-//! of the barriers both could miss the other: a lost event.
+//! of the barriers both could miss the other: a lost event.  `at` counts the moves, so that there
+//! and back again is a change as well.
+//!
+//! J also pairs with the acquire by which [`Home::post`] loads `at` before `queue`: who has the new
+//! `at` has the new queue.  Otherwise it could look in the old one, and at I find no change.
 
 use crate::{
     events::Update,
-    queue::Queue, //
+    queue::Queue,
+    source::Source, //
 };
 use core::ptr;
 use kernel::{
@@ -32,7 +37,8 @@ use kernel::{
             Acquire,
             Atomic,
             Full,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         rcu,
         rcu_drop::{
@@ -40,25 +46,24 @@ use kernel::{
             HasRcuHead,
             RcuHead, //
         },
-        Arc, //
-        UniqueArc,
+        Arc,
+        ArcBorrow,
+        UniqueArc, //
     }, //
 };
 
-/// A registration: its queue, and its id there.
-pub(crate) struct Place {
-    queue: Arc<Queue>,
-    id: u32,
+/// A queue that a registration has left, kept for callbacks that have found it.
+pub(crate) struct Left {
+    _queue: Option<Arc<Queue>>,
     rcu: RcuHead<Self>,
 }
 
-impl Place {
-    /// Makes the place of a registration that is still to get its id.  May sleep.
-    pub(crate) fn new(queue: Arc<Queue>) -> Result<UniqueArc<Self>> {
+impl Left {
+    /// Makes room for a queue to be left.  May sleep.
+    pub(crate) fn new() -> Result<UniqueArc<Self>> {
         Ok(UniqueArc::new(
             Self {
-                queue,
-                id: u32::MAX,
+                _queue: None,
                 rcu: RcuHead::new(),
             },
             GFP_KERNEL_ACCOUNT,
@@ -66,7 +71,7 @@ impl Place {
     }
 }
 
-impl HasRcuHead for Place {
+impl HasRcuHead for Left {
     fn rcu_head(&self) -> &RcuHead<Self> {
         &self.rcu
     }
@@ -76,104 +81,133 @@ impl HasRcuHead for Place {
 ///
 /// # Invariants
 ///
-/// `place` is null, or what [`Arc::into_raw`] returned for a place that this owns.  It is dropped a
-/// grace period after it was replaced.
+/// `queue` is what [`Arc::into_raw`] returned for a queue that this owns a reference to.  The
+/// reference is dropped a grace period after it was replaced.
 pub(crate) struct Home {
-    place: Atomic<*const Place>,
+    queue: Atomic<*const Queue>,
+    /// `moves:32 | id:32`: how often it was moved, and its id in the queue.
+    at: Atomic<u64>,
     /// What happened while the registration was on its way.
     strays: Atomic<u32>,
 }
 
+const MOVE: u64 = 1 << 32;
+
 impl Home {
-    /// Makes one of a source that is not registered yet.
-    pub(crate) fn new() -> Self {
-        // INVARIANT: It is null.
+    /// Makes one of a source that is to be registered in `queue`.
+    pub(crate) fn new(queue: Arc<Queue>) -> Self {
+        // INVARIANT: The reference is ours.
         Self {
-            place: Atomic::new(ptr::null()),
+            queue: Atomic::new(Arc::into_raw(queue)),
+            at: Atomic::new(u32::MAX.into()),
             strays: Atomic::new(0),
         }
     }
 
-    /// Says that the registration is at `place`, where it has the id `id`.
-    pub(crate) fn settle(&self, mut place: UniqueArc<Place>, id: u32) {
-        place.id = id;
-
-        // INVARIANT: The place is ours.  (J)
-        let old = self.place.xchg(Arc::into_raw(place.into()), Full);
-
-        if !old.is_null() {
-            // SAFETY: By the invariant it was ours, and nobody finds it any more.
-            drop_after_grace(unsafe { Arc::from_raw(old) });
-        }
+    /// Says that the registration has the id `id`.  Nothing must have been posted yet.
+    pub(crate) fn set_id(&self, id: u32) {
+        self.at.store(id.into(), Release);
     }
 
-    /// Takes what happened while the registration was on its way, as `like` says it.
-    pub(crate) fn take_strays(&self, like: Update) -> Option<Update> {
+    /// Says that the registration was moved to `queue`, where it has the id `id`.
+    ///
+    /// One at a time: whoever has taken the registration from its queue.
+    pub(crate) fn settle(&self, queue: Arc<Queue>, id: u32, mut room: UniqueArc<Left>) {
+        // INVARIANT: The reference is ours.
+        let old = self.queue.xchg(Arc::into_raw(queue), Full);
+        let moves = self.at.load(Relaxed).wrapping_add(MOVE) & !u64::from(u32::MAX);
+
+        // (J)
+        self.at.xchg(moves | u64::from(id), Full);
+        // SAFETY: By the invariant it was ours, and nobody finds it any more.
+        room._queue = Some(unsafe { Arc::from_raw(old) });
+        drop_after_grace(room.into());
+    }
+
+    /// Takes the value of what happened while the registration was on its way.
+    pub(crate) fn take_strays(&self) -> Option<u32> {
         // (K)
         match self.strays.xchg(0, Full) {
             0 => None,
-            strays => Some(like.with(strays)),
+            strays => Some(strays),
         }
     }
 
     /// Returns the queue in which the registration is, or was last.
-    pub(crate) fn queue(&self) -> Option<Arc<Queue>> {
+    pub(crate) fn queue(&self) -> Arc<Queue> {
         let _guard = rcu::read_lock();
-        let place = self.place.load(Acquire);
 
         // SAFETY: By the invariant it is alive in an RCU read-side critical section.
-        unsafe { place.as_ref() }.map(|place| place.queue.clone())
+        unsafe { ArcBorrow::from_raw(self.queue.load(Acquire)) }.into()
     }
 
     /// Returns whether the registration is in `queue`, or was last.
     pub(crate) fn is_in(&self, queue: &Arc<Queue>) -> bool {
-        self.queue().is_some_and(|here| Arc::ptr_eq(&here, queue))
+        ptr::eq(self.queue.load(Relaxed), Arc::as_ptr(queue))
     }
 
     /// Reports `update` for the registration, wherever it is.  Can be called in any context.
     ///
     /// Returns whether somebody was woken.
-    #[inline]
     pub(crate) fn post(&self, update: Update, wake_bits: u32) -> bool {
         let _guard = rcu::read_lock();
+
+        // SAFETY: We hold the RCU read lock.
+        unsafe { self.post_in_rcu(update, wake_bits, |source| source.is_at(self)) }
+    }
+
+    /// As [`Home::post`]; `is_meant` tells the source of the registration from others.
+    ///
+    /// # Safety
+    ///
+    /// Must be called in an RCU read-side critical section.
+    #[inline(always)]
+    pub(crate) unsafe fn post_in_rcu(
+        &self,
+        update: Update,
+        wake_bits: u32,
+        is_meant: impl Fn(&Source) -> bool,
+    ) -> bool {
         let mut update = update;
 
         loop {
-            let place = self.place.load(Acquire);
+            let at = self.at.load(Acquire);
             // SAFETY: By the invariant it is alive in an RCU read-side critical section.
-            let Some(here) = (unsafe { place.as_ref() }) else {
-                return false;
-            };
+            let queue = unsafe { &*self.queue.load(Acquire) };
 
-            if let Some(woken) = here.queue.post(here.id, self, update, wake_bits) {
+            // CAST: The id is in the lower half.
+            if let Some(woken) = queue.post(at as u32, update, wake_bits, &is_meant) {
                 return woken;
             }
-
-            let mut old = self.strays.load(Relaxed);
-
-            // (H)
-            while let Err(now) = self.strays.cmpxchg(old, update.apply(old), Full) {
-                old = now;
-            }
-            // (I)
-            if ptr::eq(self.place.load(Relaxed), place) {
-                return false;
-            }
-            match self.take_strays(update) {
-                Some(strays) => update = strays,
+            match self.stray(at, update) {
+                Some(strays) => update = update.with(strays),
                 None => return false,
             }
         }
+    }
+
+    /// Keeps `update` for whoever moves the registration, which was not found where `at` said.
+    ///
+    /// Returns what is to be posted after all, because it has a new place.
+    #[cold]
+    fn stray(&self, at: u64, update: Update) -> Option<u32> {
+        let mut old = self.strays.load(Relaxed);
+
+        // (H)
+        while let Err(now) = self.strays.cmpxchg(old, update.apply(old), Full) {
+            old = now;
+        }
+        // (I)
+        if self.at.load(Relaxed) == at {
+            return None;
+        }
+        self.take_strays()
     }
 }
 
 impl Drop for Home {
     fn drop(&mut self) {
-        let place = self.place.load(Relaxed);
-
-        if !place.is_null() {
-            // SAFETY: By the invariant it is ours, and nobody else uses it any more.
-            drop(unsafe { Arc::from_raw(place) });
-        }
+        // SAFETY: By the invariant the reference is ours, and nobody else uses it any more.
+        drop(unsafe { Arc::from_raw(self.queue.load(Relaxed)) });
     }
 }

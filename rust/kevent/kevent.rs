@@ -40,6 +40,8 @@ mod queue;
 mod ring;
 mod source;
 mod table;
+#[cfg(CONFIG_KEVENT_KUNIT_TEST)]
+mod tests;
 mod timer;
 mod trace;
 mod user;

@@ -218,43 +218,51 @@ impl RingMemory {
         self.pages.map(vma)
     }
 
-    /// Returns the `u64` at `offset` of a slot, or [`None`] if there is no such slot.
+    /// Returns the slot `slot` as words, or [`None`] if there is none.
     #[inline(always)]
-    fn slot_word(&self, slot: u32, offset: usize) -> Option<&Atomic<u64>> {
+    fn slot(&self, slot: u32) -> Option<&[Atomic<u64>; SLOT_WORDS]> {
         if slot >= self.slots {
             return None;
         }
 
-        let offset = slot as usize * size_of::<kevent_slot>() + offset;
+        let offset = slot as usize * size_of::<kevent_slot>();
 
         // SAFETY: By the invariant the slot is within the pages; slots are aligned, and all
         // accesses by the kernel are atomic.
-        Some(unsafe { Atomic::from_ptr(self.pages.start.add(offset).as_ptr().cast()) })
+        Some(unsafe { self.pages.start.add(offset).cast().as_ref() })
+    }
+
+    /// Returns the word of a slot.
+    #[inline(always)]
+    fn word(&self, slot: u32) -> Option<&Atomic<u64>> {
+        self.slot(slot)
+            .map(|words| &words[offset_of!(kevent_slot, word) / size_of::<u64>()])
     }
 }
+
+/// How many words there are in a slot.
+const SLOT_WORDS: usize = size_of::<kevent_slot>() / size_of::<u64>();
 
 impl SlotMemory for Arc<RingMemory> {
     #[inline]
     fn load_acquire(&self, slot: u32) -> u64 {
-        self.slot_word(slot, offset_of!(kevent_slot, word))
-            .map_or(0, |word| word.load(Acquire))
-    }
-
-    #[inline]
-    fn store_release(&self, slot: u32, value: u64) {
-        if let Some(word) = self.slot_word(slot, offset_of!(kevent_slot, word)) {
-            word.store(value, Release);
-        }
+        self.word(slot).map_or(0, |word| word.load(Acquire))
     }
 
     #[inline]
     fn cmpxchg(&self, slot: u32, old: u64, new: u64) -> bool {
-        self.slot_word(slot, offset_of!(kevent_slot, word))
+        self.word(slot)
             .is_some_and(|word| word.cmpxchg(old, new, Full).is_ok())
     }
 
     #[inline]
-    fn write_payload(&self, slot: u32, payload: &Payload) {
+    fn publish(&self, slot: u32, payload: &Payload, word: u64) {
+        const fn index(offset: usize) -> usize {
+            offset / size_of::<u64>()
+        }
+        let Some(words) = self.slot(slot) else {
+            return;
+        };
         // The fields after the ident, as one word in the order of their offsets.
         let rest = if cfg!(target_endian = "little") {
             u64::from(payload.source) | u64::from(payload.tag) << 32
@@ -262,15 +270,11 @@ impl SlotMemory for Arc<RingMemory> {
             u64::from(payload.source) << 48 | u64::from(payload.tag)
         };
 
-        for (offset, value) in [
-            (offset_of!(kevent_slot, user_data), payload.user_data),
-            (offset_of!(kevent_slot, ident), payload.ident),
-            (offset_of!(kevent_slot, source), rest),
-        ] {
-            if let Some(word) = self.slot_word(slot, offset) {
-                word.store(value, Relaxed);
-            }
-        }
+        words[const { index(offset_of!(kevent_slot, user_data)) }]
+            .store(payload.user_data, Relaxed);
+        words[const { index(offset_of!(kevent_slot, ident)) }].store(payload.ident, Relaxed);
+        words[const { index(offset_of!(kevent_slot, source)) }].store(rest, Relaxed);
+        words[const { index(offset_of!(kevent_slot, word)) }].store(word, Release);
     }
 
     #[inline]

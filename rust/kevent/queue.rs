@@ -12,7 +12,7 @@
 //! 2. The mutex of a timer; see [`crate::timer`].
 //! 3. Locks of the files: the wait queues' locks are held when [`Queue::post`] is called.
 //! 4. `Queue::inner`, a spinlock with interrupts disabled: the rings, the registrations and the
-//!    table of their keys.  Taken in callbacks, in any context.  Never those of two queues.
+//!    hash of their keys.  Taken in callbacks, in any context.  Never those of two queues.
 //!
 //! The wait queues `waiters` and `pollers` are woken, and entered, without `inner`.  The locks of
 //! [`crate::watched`] are taken with none of these held but `ctl`.
@@ -24,8 +24,8 @@
 //!
 //! (A) enter the wait queue                  lock inner
 //!     lock inner                        (C) post the event
-//! (B) look for events                       unlock inner
-//!     unlock inner                      (D) is anybody in the wait queue?
+//! (B) look for events                   (D) is anybody in the wait queue?
+//!     unlock inner                          unlock inner
 //!     sleep, if there were none             wake, if so
 //! ```
 //!
@@ -36,7 +36,8 @@
 //! A wake-up goes to one waiter, and it is lost if that waiter does not collect what it was woken
 //! for: because of a signal, the deadline, or because it wants more events than there are.  So a
 //! waiter that leaves, or goes to sleep again, while there are events passes the wake-up on to one
-//! that wants no more than these.
+//! that wants no more than these.  It finds the event that it was woken for, because leaving the
+//! wait queue acquires what whoever took it off released (`list_empty_careful()`).
 
 use crate::{
     abi::{
@@ -45,7 +46,9 @@ use crate::{
         OFF_SLOTS, //
     },
     events::{
+        Claim,
         Entry,
+        Event,
         Events,
         Parts,
         Pending,
@@ -56,10 +59,7 @@ use crate::{
         Terms,
         Update, //
     },
-    home::{
-        Home,
-        Place, //
-    },
+    home::Home,
     limits::{
         Charge,
         User, //
@@ -90,10 +90,6 @@ use kernel::{
     mm::virt::VmaNew,
     page::PAGE_SIZE,
     prelude::*,
-    rbtree::{
-        RBTree,
-        RBTreeNodeReservation, //
-    },
     seq_file::{
         seq_print,
         SeqFile, //
@@ -112,8 +108,7 @@ use kernel::{
         Arc,
         ArcBorrow,
         Mutex,
-        SpinLockIrq,
-        UniqueArc, //
+        SpinLockIrq, //
     },
     uapi, //
 };
@@ -137,22 +132,23 @@ impl Parts for QueueParts {
 }
 
 /// What the queue's lock protects.
-///
-/// # Invariants
-///
-/// `keys` has the keys of the registrations in `events`, those on their way to it included, and
-/// their ids.
 pub(crate) struct Inner {
     pub(crate) events: Events<QueueParts>,
-    keys: RBTree<Key, u32>,
     /// How often all waiters were told to return.
     pub(crate) wakes: u64,
 }
 
 impl Inner {
+    /// Returns the id of a registration, which can be one that has ended or is on its way here.
+    fn id_of(&self, key: &Key) -> Option<u32> {
+        self.events.look_up(key.hash(), |terms, source| {
+            key.names(&terms.payload, source)
+        })
+    }
+
     /// Returns the id of a registration that has not ended.
     fn find(&mut self, key: &Key) -> Result<u32> {
-        let id = *self.keys.get(key).ok_or(ENOENT)?;
+        let id = self.id_of(key).ok_or(ENOENT)?;
 
         self.events.registration(id).map(|_| id).ok_or(ENOENT)
     }
@@ -260,7 +256,6 @@ impl Queue {
 
         let inner = Inner {
             events: Events::new(header.clone(), ring, overcommit),
-            keys: RBTree::new(),
             wakes: 0,
         };
         let queue = Arc::pin_init(
@@ -289,79 +284,117 @@ impl Queue {
     // Posting
     //
 
-    /// Reports `update` for the registration `id`, if it is here and `home` is of its source.  Can
-    /// be called in any context.
+    /// Reports `update` for the registration `id`, if it is here and `is_meant` says so of its
+    /// source.  Can be called in any context.
     ///
     /// `wake_bits` are passed on to those who poll the queue.  Returns whether somebody was woken;
     /// [`None`] if the registration is not here.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn post(
         &self,
         id: u32,
-        home: &Home,
         update: Update,
         wake_bits: u32,
+        is_meant: impl FnOnce(&Source) -> bool,
     ) -> Option<bool> {
         let mut inner = self.inner.lock();
-        let here = inner.events.item(id)?.home()?;
+        let post = inner.events.post(id, update, is_meant)?;
 
-        if !core::ptr::eq(here, home) {
-            return None;
+        if trace::posts() {
+            self.trace_post(&mut inner, id, update, post);
+        }
+        if !post.is_new() {
+            return Some(false);
         }
 
-        let ready = self.post_locked(&mut inner, id, update);
+        let wake = self.whom_to_wake(&inner);
 
         drop(inner);
-        Some(self.wake(ready, wake_bits))
+        match wake {
+            None => Some(false),
+            Some(wake) => Some(self.wake(&wake, wake_bits)),
+        }
     }
 
     /// Reports `update` for the registration `id`.
-    ///
-    /// Returns at most how many events there are, if there is one more, for [`Queue::wake`].
-    fn post_locked(&self, inner: &mut Inner, id: u32, update: Update) -> Option<u64> {
-        let post = inner.events.post(id, update);
+    fn post_locked(&self, inner: &mut Inner, id: u32, update: Update) -> Option<Wake> {
+        let post = inner.events.post(id, update, |_| true)?;
 
-        if post == Post::Nothing {
+        if trace::posts() {
+            self.trace_post(inner, id, update, post);
+        }
+        if post.is_new() {
+            self.whom_to_wake(inner)
+        } else {
+            None
+        }
+    }
+
+    /// Returns whom to wake for a new event, if there is anybody.
+    #[inline(always)]
+    fn whom_to_wake(&self, inner: &Inner) -> Option<Wake> {
+        // (D)
+        let (waiters, pollers) = (self.waiters.is_active(), self.pollers.is_active());
+
+        if !waiters && !pollers {
             return None;
         }
+        Some(Wake {
+            waiters,
+            pollers,
+            ready: inner.events.ready_at_most(),
+        })
+    }
 
-        let Terms {
-            payload, interest, ..
-        } = inner.events.terms(id)?;
+    #[cold]
+    fn trace_post(&self, inner: &mut Inner, id: u32, update: Update, post: Post) {
+        let Some(terms) = inner.events.terms(id) else {
+            return;
+        };
         let value = match update {
-            Update::Bits(bits) => bits & interest,
+            Update::Bits(bits) => bits & terms.interest,
             other => other.apply(0),
         };
 
         match post {
-            Post::New => trace::post(self, payload, value),
-            Post::Waits => trace::overflow(self, payload, value),
-            Post::Merged | Post::Nothing => {
-                trace::merge(self, payload, value);
-                return None;
-            }
+            Post::New => trace::post(self, &terms.payload, value),
+            Post::Waits => trace::overflow(self, &terms.payload, value),
+            Post::Merged => trace::merge(self, &terms.payload, value),
+            Post::Nothing => {}
         }
-        Some(inner.events.ready_at_most())
     }
 
-    /// Wakes whoever waits for what was posted, if it is a new event.  `ready` is how many there
-    /// are then.
+    /// Wakes whoever waits for what was posted.  Must be called without the lock.
     ///
-    /// Must be called without the lock.
-    fn wake(&self, ready: Option<u64>, wake_bits: u32) -> bool {
-        let Some(ready) = ready else {
-            return false;
-        };
+    /// Returns whether there is somebody.
+    #[cold]
+    fn wake(&self, wake: &Wake, wake_bits: u32) -> bool {
+        let woken = wake.waiters && self.waiters.wake_one(wake.ready as usize);
 
-        // (D)
-        let woken = self.waiters.is_active() && self.waiters.wake_one(ready as usize);
-        let polled = self.pollers.is_active();
-
-        if polled {
+        if wake.pollers {
             self.pollers
                 .wake_one((mask::IN | mask::RDNORM | wake_bits) as usize);
         }
-        woken || polled
+        woken || wake.pollers
+    }
+
+    /// Claims an event that was found; see [`Events::claim`].
+    ///
+    /// Returns false if it was claimed by somebody else, or changed.
+    pub(crate) fn claim(&self, event: &Event, so: bool, untouched: bool) -> bool {
+        let (claim, wake) = {
+            let mut inner = self.inner.lock();
+
+            match inner.events.claim(event, so, untouched) {
+                Claim::Anew => (Claim::Anew, self.whom_to_wake(&inner)),
+                claim => (claim, None),
+            }
+        };
+
+        if let Some(wake) = wake {
+            self.wake(&wake, 0);
+        }
+        claim != Claim::Failed
     }
 
     /// Reports `update` of a source that is not active by itself.
@@ -374,7 +407,7 @@ impl Queue {
         key: &Key,
         f: impl FnOnce(&mut Source) -> Result<Trigger>,
     ) -> Result {
-        let ready = {
+        let wake = {
             let mut inner = self.inner.lock();
             let id = inner.find(key)?;
 
@@ -387,7 +420,9 @@ impl Queue {
             }
         };
 
-        self.wake(ready, 0);
+        if let Some(wake) = wake {
+            self.wake(&wake, 0);
+        }
         Ok(())
     }
 
@@ -462,23 +497,15 @@ impl Queue {
     ///
     /// `EEXIST`: it is there already.  `ENOSPC`: no slot left to reserve.  `EDQUOT`: the user has
     /// too many registrations.  `ENOMEM`.
-    pub(crate) fn reserve(&self, key: Key, terms: &Terms) -> Result<u32> {
+    pub(crate) fn reserve(&self, key: &Key, terms: &Terms, source: &Source) -> Result<u32> {
         let charge = self.charge()?;
-        let mut node = Some(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?);
         let id = self.retry(|inner| {
-            if inner.keys.get(&key).is_some() {
+            if inner.id_of(key).is_some() {
                 return Err(EEXIST);
             }
-
-            let id = match inner.events.reserve(terms.trigger) {
-                Ok(id) => id,
-                Err(refused) => return Ok(Err(refused)),
-            };
-
-            if let Some(node) = node.take() {
-                inner.keys.insert(node.into_node(key, id));
-            }
-            Ok(Ok(id))
+            Ok(inner.events.reserve(terms.trigger).inspect(|&id| {
+                inner.events.name(id, key.hash(), *terms, source.clone());
+            }))
         })?;
 
         charge.keep();
@@ -486,15 +513,10 @@ impl Queue {
     }
 
     /// Gives a reservation back.
-    pub(crate) fn unreserve(&self, key: &Key, id: u32, terms: &Terms) {
-        let node = {
-            let mut inner = self.inner.lock();
+    pub(crate) fn unreserve(&self, id: u32, terms: &Terms) {
+        let source = self.inner.lock().events.unreserve(id, terms.trigger);
 
-            inner.events.unreserve(id, terms.trigger);
-            inner.keys.remove_node(key)
-        };
-
-        drop(node);
+        drop(source);
         self.user.uncharge();
     }
 
@@ -504,40 +526,36 @@ impl Queue {
             Pending::Event(value) => value,
             _ => 0,
         });
-        let ready = {
+        let (_unused, wake) = {
             let mut inner = self.inner.lock();
+            let unused = inner.events.fill(id, terms, source, pending);
 
-            inner.events.fill(id, terms, source, pending);
             match pending {
-                Pending::Event(_) => self.post_locked(&mut inner, id, update),
-                _ => None,
+                Pending::Event(_) => (unused, self.post_locked(&mut inner, id, update)),
+                _ => (unused, None),
             }
         };
 
-        self.wake(ready, 0);
+        if let Some(wake) = wake {
+            self.wake(&wake, 0);
+        }
     }
 
-    /// Puts a new registration in the table; it says where it is to `home`.
+    /// Puts a new registration in the table.
     ///
     /// # Errors
     ///
     /// As [`Queue::reserve`].
-    pub(crate) fn insert(
-        &self,
-        terms: Terms,
-        source: Source,
-        enabled: bool,
-        place: Option<UniqueArc<Place>>,
-    ) -> Result {
-        let id = self.reserve(source.key(&terms.payload), &terms)?;
+    pub(crate) fn insert(&self, terms: Terms, source: Source, enabled: bool) -> Result {
+        let id = self.reserve(&source.key(&terms.payload), &terms, &source)?;
         let pending = if enabled {
             Pending::Nothing
         } else {
             Pending::Disabled(0)
         };
 
-        if let (Some(home), Some(place)) = (source.home(), place) {
-            home.settle(place, id);
+        if let Some(home) = source.home() {
+            home.set_id(id);
         }
         self.fill(id, terms, source, pending);
         Ok(())
@@ -599,21 +617,23 @@ impl Queue {
     ///
     /// `ENOENT`: there is none.
     pub(crate) fn enable(&self, key: &Key) -> Result<(Terms, Source)> {
-        let (result, ready) = {
+        let (result, wake) = {
             let mut inner = self.inner.lock();
             let id = inner.find(key)?;
             let held = inner.events.enable(id)?;
             let source = inner.events.item(id).ok_or(ENOENT)?.clone();
             let terms = *inner.events.terms(id).ok_or(ENOENT)?;
-            let ready = match held {
+            let wake = match held {
                 0 => None,
                 held => self.post_locked(&mut inner, id, source.update(held)),
             };
 
-            ((terms, source), ready)
+            ((terms, source), wake)
         };
 
-        self.wake(ready, 0);
+        if let Some(wake) = wake {
+            self.wake(&wake, 0);
+        }
         Ok(result)
     }
 
@@ -638,9 +658,9 @@ impl Queue {
         key: &Key,
         which: impl FnOnce(&mut Inner, u32) -> bool,
     ) -> Option<(Terms, Source, Pending)> {
-        let (node, taken) = {
+        let taken = {
             let mut inner = self.inner.lock();
-            let id = *inner.keys.get(key)?;
+            let id = inner.id_of(key)?;
 
             if !which(&mut inner, id) {
                 return None;
@@ -651,11 +671,9 @@ impl Queue {
             if let (terms, _, Pending::Event(value)) = &taken {
                 trace::cancel(self, &terms.payload, *value);
             }
-            (inner.keys.remove_node(key), taken)
+            taken
         };
 
-        // Freed without the lock.
-        drop(node);
         self.user.uncharge();
         Some(taken)
     }
@@ -668,11 +686,9 @@ impl Queue {
     /// Takes the registration from the table whose source has this `home`, if it is there.
     pub(crate) fn take_home(&self, key: &Key, home: &Home) -> Option<(Terms, Source, Pending)> {
         self.take_if(key, |inner, id| {
-            inner
-                .events
-                .item(id)
-                .and_then(Source::home)
-                .is_some_and(|here| core::ptr::eq(here, home))
+            let source = inner.events.item(id);
+
+            source.is_some_and(|source| source.is_at(home))
         })
     }
 
@@ -724,7 +740,7 @@ impl Queue {
         let ended = {
             let mut inner = self.inner.lock();
 
-            if let Some(id) = inner.keys.get(key).copied() {
+            if let Some(id) = inner.id_of(key) {
                 inner.events.settle(id);
             }
             inner.events.ended().is_some()
@@ -774,6 +790,14 @@ impl Queue {
     pub(crate) fn count(&self, limit: u32) -> u32 {
         self.inner.lock().events.count(limit)
     }
+}
+
+/// Whom to wake for an event.
+struct Wake {
+    waiters: bool,
+    pollers: bool,
+    /// At most how many events there are.
+    ready: u64,
 }
 
 /// What a program does to a source that it triggers.

@@ -33,7 +33,8 @@
 //!                                                  (D) cmpxchg word, acquire and release
 //! release:                                 after a batch of claims:
 //!       (B) load word, acquire                     (E) full fence
-//!           (next lap) write payload                   look at the sources
+//!           the slot is nobody's                       look at the sources
+//!           (next lap) write payload
 //! merge:    (source changes its state)
 //!       (F) full barrier
 //!       (G) load word
@@ -138,12 +139,11 @@ impl Update {
 pub(crate) trait SlotMemory {
     /// Loads the word of `slot` with acquire semantics.
     fn load_acquire(&self, slot: u32) -> u64;
-    /// Stores the word of `slot` with release semantics.
-    fn store_release(&self, slot: u32, word: u64);
     /// Replaces the word of `slot` if it is `old`; a full barrier if it is.
     fn cmpxchg(&self, slot: u32, old: u64, new: u64) -> bool;
-    /// Writes everything of `slot` but its word, in any order.
-    fn write_payload(&self, slot: u32, payload: &Payload);
+    /// Writes everything of `slot` but its word, in any order, and then stores the word with
+    /// release semantics.
+    fn publish(&self, slot: u32, payload: &Payload, word: u64);
     /// Executes a full memory barrier.
     fn full_barrier(&self);
 }
@@ -272,6 +272,7 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
         self.tail.wrapping_sub(self.head)
     }
 
+    #[inline(always)]
     fn slot_of(&self, pos: u64) -> u32 {
         // CAST: The mask makes it fit.
         pos as u32 & self.mask
@@ -281,6 +282,7 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
         (pos >> self.slots().trailing_zeros()).wrapping_add(1)
     }
 
+    #[inline(always)]
     fn record(&mut self, slot: u32) -> Option<&mut Record> {
         self.records.get_mut(slot as usize)
     }
@@ -288,14 +290,15 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
     /// Returns the record of `slot` if it holds an unclaimed event.
     ///
     /// If the event was claimed, the slot becomes nobody's.
+    #[inline(always)]
     fn unclaimed(&mut self, slot: u32) -> Option<Record> {
-        // (B)
-        let word = self.mem.load_acquire(slot);
         let record = *self.record(slot)?;
 
         if record.owner == Owner::Nobody {
-            None
-        } else if record.word == word {
+            return None;
+        }
+        // (B)
+        if self.mem.load_acquire(slot) == record.word {
             Some(record)
         } else {
             self.release(slot);
@@ -303,7 +306,26 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
         }
     }
 
+    /// Returns the record of `slot` if it holds an unclaimed event of the registration `id`.
+    ///
+    /// If the event was claimed, the slot becomes nobody's.
+    #[inline(always)]
+    fn owned(&mut self, slot: u32, id: u32) -> Option<Record> {
+        match self.records.get_mut(slot as usize) {
+            Some(record) if record.owner == Owner::Registration(id) => {
+                // (B)
+                if self.mem.load_acquire(slot) == record.word {
+                    return Some(*record);
+                }
+                record.owner = Owner::Nobody;
+                None
+            }
+            _ => None,
+        }
+    }
+
     /// Makes `slot` nobody's.
+    #[inline(always)]
     fn release(&mut self, slot: u32) {
         if let Some(record) = self.record(slot) {
             if mem::replace(&mut record.owner, Owner::Nobody) == Owner::Cancelled {
@@ -312,16 +334,29 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
         }
     }
 
+    /// Makes `slot` nobody's, of which a failed exchange, which orders nothing, has shown that its
+    /// event was claimed.
+    #[cold]
+    fn lost(&mut self, slot: u32) {
+        // (B)
+        self.mem.load_acquire(slot);
+        self.release(slot);
+    }
+
     /// Claims the unclaimed event in `slot` for the kernel and makes the slot nobody's.
     ///
     /// Returns false if somebody else was first.
     fn take(&mut self, slot: u32, record: Record) -> bool {
-        let taken = self
+        if self
             .mem
-            .cmpxchg(slot, record.word, claimed_word(record.word));
-
-        self.release(slot);
-        taken
+            .cmpxchg(slot, record.word, claimed_word(record.word))
+        {
+            self.release(slot);
+            true
+        } else {
+            self.lost(slot);
+            false
+        }
     }
 
     /// Forgets claimed events at the old end of the ring, at most `limit` of them.
@@ -341,23 +376,24 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
     /// Posts an event of the registration `id`, which must have no unclaimed one.
     ///
     /// Returns the slot, or [`None`] if the next slot still holds an unclaimed event.
+    #[inline(always)]
     pub(crate) fn publish(&mut self, id: u32, value: u32, payload: &Payload) -> Option<u32> {
         let pos = self.tail;
         let slot = self.slot_of(pos);
 
-        if self.unclaimed(slot).is_some() {
-            return None;
-        }
+        // If it is not the slot of `head` as well, then it is nobody's.
         if self.unclaimed_at_most() > u64::from(self.mask) {
+            if self.unclaimed(slot).is_some() {
+                return None;
+            }
             // INVARIANT: `slot` is also the slot of `head`, and it is nobody's.
             self.head = self.head.wrapping_add(1);
         }
 
         let word = ready_word(value, self.gen_of(pos));
 
-        self.mem.write_payload(slot, payload);
         // (A)
-        self.mem.store_release(slot, word);
+        self.mem.publish(slot, payload, word);
         if let Some(record) = self.record(slot) {
             *record = Record {
                 word,
@@ -370,21 +406,18 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
 
     /// Returns whether the event that the registration `id` has in `slot` is unclaimed.
     pub(crate) fn holds(&mut self, slot: u32, id: u32) -> bool {
-        self.unclaimed(slot)
-            .is_some_and(|record| record.owner == Owner::Registration(id))
+        self.owned(slot, id).is_some()
     }
 
     /// Adds `update` to the event that the registration `id` has in `slot`, if it is unclaimed.
+    #[inline(always)]
     pub(crate) fn merge(&mut self, slot: u32, id: u32, update: Update) -> Merge {
         // (F) The state that the source reports must be visible to a consumer whose claim is not
-        // visible at (G), in `unclaimed`.
+        // visible at (G), in `owned`.
         self.mem.full_barrier();
-        let Some(record) = self.unclaimed(slot) else {
+        let Some(record) = self.owned(slot, id) else {
             return Merge::Claimed;
         };
-        if record.owner != Owner::Registration(id) {
-            return Merge::Claimed;
-        }
 
         let word = with_value(record.word, update.apply(value_of(record.word)));
 
@@ -400,11 +433,9 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
     ///
     /// Returns what it said.
     pub(crate) fn cancel(&mut self, slot: u32, id: u32) -> Option<u32> {
-        let record = self.unclaimed(slot)?;
+        let record = self.owned(slot, id)?;
 
-        if record.owner != Owner::Registration(id)
-            || !self.replace(slot, record, with_value(record.word, 0))
-        {
+        if !self.replace(slot, record, with_value(record.word, 0)) {
             return None;
         }
         if let Some(record) = self.record(slot) {
@@ -419,7 +450,7 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
     /// Returns false, and makes the slot nobody's, if it was claimed.
     fn replace(&mut self, slot: u32, old: Record, word: u64) -> bool {
         if !self.mem.cmpxchg(slot, old.word, word) {
-            self.release(slot);
+            self.lost(slot);
             return false;
         }
         if let Some(record) = self.record(slot) {
@@ -432,12 +463,8 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
     ///
     /// Returns whether it was still there and still the same.
     pub(crate) fn claim(&mut self, found: &Found) -> bool {
-        match self.unclaimed(found.slot) {
-            Some(record)
-                if record.owner == Owner::Registration(found.id) && record.word == found.word =>
-            {
-                self.take(found.slot, record)
-            }
+        match self.owned(found.slot, found.id) {
+            Some(record) if record.word == found.word => self.take(found.slot, record),
             _ => false,
         }
     }

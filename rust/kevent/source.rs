@@ -13,7 +13,9 @@ use crate::{
     timer::Timer,
     user, //
 };
+use core::ptr;
 use kernel::{
+    bindings,
     fs::{
         File,
         UncountedFile, //
@@ -25,12 +27,13 @@ use kernel::{
 };
 
 /// What names a registration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy)]
 pub(crate) struct Key {
     source: u16,
     tag: u32,
     ident: u64,
     file: Option<UncountedFile>,
+    hash: u32,
 }
 
 impl Key {
@@ -41,7 +44,24 @@ impl Key {
             tag: payload.tag,
             ident: payload.ident,
             file,
+            // SAFETY: It can be called with any values, in any context.
+            hash: unsafe {
+                bindings::kevent_hash(payload.ident, payload.tag, payload.source.into())
+            },
         }
+    }
+
+    /// Returns a number that registrations of other keys hardly have, which programs cannot guess.
+    pub(crate) fn hash(&self) -> u32 {
+        self.hash
+    }
+
+    /// Returns whether it names a registration of `source` that says `payload`.
+    pub(crate) fn names(&self, payload: &Payload, source: &Source) -> bool {
+        self.ident == payload.ident
+            && self.tag == payload.tag
+            && self.source == payload.source
+            && self.file == source.file()
     }
 }
 
@@ -56,12 +76,15 @@ pub(crate) enum Source {
 impl Source {
     /// Returns the key of a registration of this that says `payload`.
     pub(crate) fn key(&self, payload: &Payload) -> Key {
-        let file = match self {
+        Key::new(payload, self.file())
+    }
+
+    /// Returns the file, if it is of one.
+    fn file(&self) -> Option<UncountedFile> {
+        match self {
             Self::Fd(watch) => Some(watch.handler().file()),
             Self::Timer(_) | Self::User(_) => None,
-        };
-
-        Key::new(payload, file)
+        }
     }
 
     /// Returns where the registration is, if its source can be active by itself.
@@ -72,6 +95,12 @@ impl Source {
             Self::Timer(timer) => Some(timer.handler().home()),
             Self::User(_) => None,
         }
+    }
+
+    /// Returns whether `home` says where the registration is.
+    #[inline]
+    pub(crate) fn is_at(&self, home: &Home) -> bool {
+        self.home().is_some_and(|here| ptr::eq(here, home))
     }
 
     /// Returns what says that something of `value` happened.

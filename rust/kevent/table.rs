@@ -1,13 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A table of entries that are found by a small number, their id, and that can be put in lists.
+//! A table of entries that are found by a small number, their id, or by a hash, and that can be put
+//! in lists.
 //!
 //! The table grows by chunks, each as large as all before it, so that nothing is ever moved and the
 //! caller can allocate the next one without a lock.
 //!
+//! For the hashes there are buckets, never more than entries, so they are kept there.  Their number
+//! grows by one with each entry that is added to them (linear hashing), so that no addition has to
+//! do more than to divide one bucket.
+//!
 //! Plain Rust without kernel types, compiled for the host too.
 
-use core::ops::DerefMut;
+use core::{
+    mem,
+    ops::DerefMut, //
+};
 
 /// The number of entries of the first chunk.
 const FIRST_CHUNK: u32 = 16;
@@ -18,11 +26,15 @@ const CHUNKS: usize = 20;
 /// No entry: the end of a list.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// An entry and its neighbours in the list that it is in.
+/// An entry, its neighbours in the list and in the bucket that it is in, and the beginning of the
+/// bucket with its number.
 pub(crate) struct Linked<T> {
     entry: T,
     prev: u32,
     next: u32,
+    bucket: u32,
+    chain: u32,
+    hash: u32,
 }
 
 impl<T> Linked<T> {
@@ -32,6 +44,9 @@ impl<T> Linked<T> {
             entry,
             prev: NONE,
             next: NONE,
+            bucket: NONE,
+            chain: NONE,
+            hash: 0,
         }
     }
 }
@@ -80,6 +95,10 @@ pub(crate) struct Table<C> {
     chunks: [Option<C>; CHUNKS],
     /// How many entries the chunks have together.
     size: u32,
+    /// The number of buckets; at most `size`.
+    buckets: u32,
+    /// The number of entries in them.
+    hashed: u32,
 }
 
 /// Returns the chunk with the entry `id` and the entry's place in it.
@@ -101,6 +120,8 @@ where
         Self {
             chunks: [const { None }; CHUNKS],
             size: 0,
+            buckets: 0,
+            hashed: 0,
         }
     }
 
@@ -201,5 +222,121 @@ where
         }
         // INVARIANT: Its neighbours are linked to each other.
         list.len = list.len.wrapping_sub(1);
+    }
+
+    //
+    // Hashes
+    //
+
+    /// Returns the number of the bucket for `hash`.
+    fn bucket_of(&self, hash: u32) -> u32 {
+        let mask = self
+            .buckets
+            .checked_next_power_of_two()
+            .unwrap_or(0)
+            .wrapping_sub(1);
+        let bucket = hash & mask;
+
+        if bucket < self.buckets {
+            bucket
+        } else {
+            // It is not there yet; its entries are in the one that it will be divided from.
+            bucket & mask >> 1
+        }
+    }
+
+    /// Puts the entry `id` into the bucket for its hash.
+    fn chain(&mut self, id: u32) {
+        let Some(hash) = self.linked(id).map(|entry| entry.hash) else {
+            return;
+        };
+        let bucket = self.bucket_of(hash);
+        let Some(first) = self
+            .linked(bucket)
+            .map(|entry| mem::replace(&mut entry.bucket, id))
+        else {
+            return;
+        };
+
+        if let Some(entry) = self.linked(id) {
+            entry.chain = first;
+        }
+    }
+
+    /// Adds a bucket, and divides the one whose entries belong to it.
+    fn divide(&mut self) {
+        let new = self.buckets;
+        let old = new.checked_ilog2().map(|bit| new ^ 1 << bit);
+
+        self.buckets = new.wrapping_add(1);
+
+        let mut rest = old
+            .and_then(|old| self.linked(old))
+            .map_or(NONE, |entry| mem::replace(&mut entry.bucket, NONE));
+
+        while let Some(next) = self.linked(rest).map(|entry| entry.chain) {
+            self.chain(rest);
+            rest = next;
+        }
+    }
+
+    /// Makes the entry `id`, which must not be in a bucket, one that is found by `hash`.
+    pub(crate) fn add(&mut self, id: u32, hash: u32) {
+        if self.hashed >= self.buckets && self.buckets < self.size {
+            self.divide();
+        }
+        if let Some(entry) = self.linked(id) {
+            entry.hash = hash;
+            self.chain(id);
+            self.hashed = self.hashed.wrapping_add(1);
+        }
+    }
+
+    /// Undoes [`Table::add`].
+    pub(crate) fn forget(&mut self, id: u32) {
+        let Some((hash, next)) = self.linked(id).map(|entry| (entry.hash, entry.chain)) else {
+            return;
+        };
+        let bucket = self.bucket_of(hash);
+        let Some(mut at) = self.linked(bucket).map(|entry| entry.bucket) else {
+            return;
+        };
+
+        if at == id {
+            if let Some(entry) = self.linked(bucket) {
+                entry.bucket = next;
+            }
+        } else {
+            loop {
+                match self.linked(at) {
+                    Some(entry) if entry.chain == id => {
+                        entry.chain = next;
+                        break;
+                    }
+                    Some(entry) => at = entry.chain,
+                    None => return,
+                }
+            }
+        }
+        self.hashed = self.hashed.wrapping_sub(1);
+    }
+
+    /// Returns an entry that was added with `hash`, and of which `is_it` says so.
+    pub(crate) fn find(&self, hash: u32, mut is_it: impl FnMut(&T) -> bool) -> Option<u32> {
+        let get = |id| {
+            let (chunk, index) = place(id);
+
+            self.chunks.get(chunk)?.as_ref()?.get(index)
+        };
+        let mut at = get(self.bucket_of(hash))?.bucket;
+
+        loop {
+            let entry: &Linked<T> = get(at)?;
+
+            if entry.hash == hash && is_it(&entry.entry) {
+                return Some(at);
+            }
+            at = entry.chain;
+        }
     }
 }

@@ -16,10 +16,7 @@ use crate::{
     },
     change::Named,
     events::Update,
-    home::{
-        Home,
-        Place, //
-    },
+    home::Home,
     queue::Queue,
     source::Source, //
 };
@@ -283,10 +280,9 @@ pub(crate) fn check(change: &Ukevent) -> Result {
 /// Those of [`Queue::insert`].
 pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
     let (terms, enabled) = change.terms(EDGE_FLAGS, 0)?;
-    let place = Place::new(queue.into())?;
     let timer = Arc::pin_init(
         DynTimer::new(TimerSource {
-            home: Home::new(),
+            home: Home::new(queue.into()),
             interval: Atomic::new(0),
             offset: Atomic::new(0),
             at: Atomic::new(0),
@@ -297,7 +293,7 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
     let setting = Setting::of(change)?;
     let room = prepare(&setting)?;
 
-    queue.insert(terms, Source::Timer(timer.clone()), enabled, Some(place))?;
+    queue.insert(terms, Source::Timer(timer.clone()), enabled)?;
     start(&timer, &setting, room);
     Ok(())
 }

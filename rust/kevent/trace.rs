@@ -7,7 +7,9 @@ use crate::{
     ring::Payload, //
 };
 use kernel::{
+    bindings,
     ffi::c_void,
+    jump_label::static_branch_unlikely,
     tracepoint::declare_trace, //
 };
 
@@ -60,4 +62,26 @@ events! {
     cancel: kevent_cancel;
     /// An event was collected by `kevent_getevents()`.
     collect: kevent_collect;
+}
+
+/// Returns whether anybody traces what becomes of new events.
+#[inline(always)]
+pub(crate) fn posts() -> bool {
+    macro_rules! is_on {
+        ($tracepoint:ident) => {{
+            #[cfg(CONFIG_TRACEPOINTS)]
+            {
+                // SAFETY: It is the static key of a tracepoint.
+                unsafe { static_branch_unlikely!(bindings::$tracepoint, bindings::tracepoint, key) }
+            }
+            #[cfg(not(CONFIG_TRACEPOINTS))]
+            {
+                false
+            }
+        }};
+    }
+
+    is_on!(__tracepoint_kevent_post)
+        || is_on!(__tracepoint_kevent_merge)
+        || is_on!(__tracepoint_kevent_overflow)
 }

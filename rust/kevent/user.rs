@@ -101,7 +101,7 @@ pub(crate) fn check(change: &Ukevent) -> Result {
 pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
     let (terms, enabled) = change.terms(EDGE_FLAGS, change.0.events)?;
 
-    queue.insert(terms, Source::User(Kind::of(change)?), enabled, None)
+    queue.insert(terms, Source::User(Kind::of(change)?), enabled)
 }
 
 /// Changes the registration that `change` names.  What was triggered is reported anew, unless it is

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The command lines of scripts/demo, scripts/test, scripts/shell and scripts/series."""
+"""The command lines of scripts/demo, test, bench, shell and series."""
 
 import argparse
 import sys
 
-from kev import boot, build, config, demo, series, test, ui
+from kev import arch, bench, boot, build, config, demo, series, test, ui
 
 EPILOG = f"""\
 Everything is kept in one folder: {config.CACHE} (set KEVENT_CACHE to move it).
 KEVENT_TREE=PATH is the same as --tree PATH."""
 
 
-def parser(verb, text, tree=True, icount=True):
+def parser(verb, text, tree=True, icount=True, machine=arch.X86_64):
     result = argparse.ArgumentParser(
         prog=f"scripts/{verb}", description=text, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -20,7 +20,20 @@ def parser(verb, text, tree=True, icount=True):
     if icount:
         result.add_argument("--icount", action="store_true",
                             help="one CPU, and guest time counts instructions (QEMU -icount)")
+        add_arch(result, machine)
     return result
+
+
+def architecture(name):
+    if name not in arch.ALL:
+        raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(arch.ALL)}")
+    return arch.ALL[name]
+
+
+def add_arch(result, default):
+    result.add_argument("--arch", metavar="{" + ",".join(arch.ALL) + "}", type=architecture,
+                        default=default, help="the architecture of the kernel"
+                        + (f"; {default.name} if not given" if default else ""))
 
 
 def positive(text):
@@ -38,12 +51,13 @@ def main_demo(arguments):
     p = parser("demo", "Build the patched kernel, boot it, run the demo on real TCP connections.")
     p.add_argument("arguments", nargs="*", help="passed on to kevent-demo (after --)")
     args = p.parse_args(arguments)
-    return demo.command(args, build.patched(args.tree))
+    return demo.command(args, build.patched(args.tree, machine=args.arch))
 
 
 def main_test(arguments):
     p = parser("test", "Run the tests. The last line printed is 'N passed, N failed'.\n"
-               "The steps that take long are left out unless they are asked for.")
+               "The steps that take long are left out unless they are asked for. With --arch,\n"
+               "only steps that build for that architecture.", machine=None)
     p.add_argument("steps", nargs="*", metavar="STEP", help="only these steps (see --list)")
     p.add_argument("--list", action="store_true", help="list the steps")
     p.add_argument("--long", action="store_true", help="all steps, with those that take long")
@@ -55,9 +69,26 @@ def main_test(arguments):
     return test.command(p.parse_args(arguments))
 
 
+def main_bench(arguments):
+    p = parser("bench", "Count what kevent, epoll, io_uring and Linux AIO cost, in guest\n"
+               "instructions, side by side in one boot.", icount=False)
+    p.add_argument("--json", metavar="FILE", help="write the rows there, too")
+    p.add_argument("--idle", metavar="N", type=positive, default=bench.IDLE,
+                   help=f"up to so many idle sources, a power of ten; {bench.IDLE} if not given, "
+                        "1000000 takes minutes and 5 GB of memory")
+    p.add_argument("--baseline", action="store_true",
+                   help="make these rows what scripts/test bench compares with")
+    p.add_argument("--others", action="store_true",
+                   help="instead: what programs that do not use it pay for it, in kernels with "
+                        "and without the series (builds three more)")
+    p.add_argument("--native", action="store_true",
+                   help="instead: the ring beside others, with threads on this machine's CPUs")
+    return bench.command(p.parse_args(arguments))
+
+
 def main_shell(arguments):
     args = parser("shell", "An interactive guest with the patched kernel.").parse_args(arguments)
-    return boot.shell(build.patched(args.tree), args.icount)
+    return boot.shell(build.patched(args.tree, machine=args.arch), args.icount)
 
 
 def main_series(arguments):
@@ -87,16 +118,18 @@ def main_series(arguments):
     sub = verb("check", series.command_check, "prove that patches/ and the files are the same")
     sub.add_argument("--base", metavar="VERSION",
                      help="only: does the series apply to this Linux version?")
-    verb("each", build.each, "build every patch with CONFIG_KEVENT=y and =n (takes long)")
+    sub = verb("each", build.each, "build every patch with CONFIG_KEVENT=y and =n (takes long)")
+    add_arch(sub, arch.X86_64)
     args = p.parse_args(arguments)
     return args.function(args)
 
 
 def main():
     verb, *arguments = sys.argv[1:] or ["?"]
-    mains = {"demo": main_demo, "test": main_test, "shell": main_shell, "series": main_series}
+    mains = {"demo": main_demo, "test": main_test, "bench": main_bench, "shell": main_shell,
+             "series": main_series}
     if verb not in mains:
-        ui.say("call scripts/demo, scripts/test, scripts/shell or scripts/series")
+        ui.say("call scripts/demo, test, bench, shell or series")
         return 2
     try:
         return mains[verb](arguments)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Boot a kernel in virtme-ng and run commands in it.
+"""Boot a kernel, in virtme-ng or in QEMU, and run commands in it.
 
 The guest shares one folder of the cache with the host, and leaves there what the
 commands printed, their exit status and the kernel log; nothing is read off the
@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from kev import config, dmesg, setup, ui
+from kev import arch, config, cross, dmesg, setup, ui
 
 BOOT_LIMIT = 180
 MEMORY = "1G"
@@ -61,8 +61,26 @@ def read(path):
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def command(image, folder, kvm, icount=False, script=None, memory=MEMORY):
-    """The vng command line. The guest has two NUMA nodes, each with half of the memory."""
+def qemu(machine, image, folder, icount=False, memory=MEMORY):
+    """QEMU's command line for another architecture; the guest runs guest.sh in the folder, or
+    a shell. It has two NUMA nodes, each with half of the memory."""
+    arguments = [machine.qemu.program, *machine.qemu.machine, "-smp", 1 if icount else 2,
+                 "-m", memory, "-nographic", "-no-reboot", "-kernel", image,
+                 "-initrd", cross.need_guest(machine),
+                 "-append", f"console={machine.qemu.console} panic=-1 numa=fake=2 "
+                 f'KEVENT_CACHE="{config.CACHE}" KEVENT_RUN="{folder}"']
+    for name, path, options in (("cache", config.CACHE, ",readonly=on"), ("run", folder, "")):
+        arguments += ["-fsdev", f"local,id={name},path={path},security_model=none"
+                      f",multidevs=remap{options}",
+                      "-device", f"virtio-9p-device,fsdev={name},mount_tag={name}"]
+    return [str(x) for x in arguments + (["-icount", "shift=0"] if icount else [])]
+
+
+def command(image, folder, kvm, icount=False, script=None, memory=MEMORY, machine=arch.X86_64,
+            plugin=None):
+    """The command line. The guest has two NUMA nodes, each with half of the memory."""
+    if not machine.native:
+        return qemu(machine, image, folder, icount, memory)
     options = [setup.vng(), "--run", image, "--force-9p", "--disable-microvm",
                "--append", "root=/dev/root", "--append", "panic=-1",
                "--append", "numa=fake=2", "--user", "root",
@@ -70,7 +88,9 @@ def command(image, folder, kvm, icount=False, script=None, memory=MEMORY):
     if not kvm or icount:
         options.append("--disable-kvm")
     if icount:
-        options.append("--qemu-opts=-icount shift=0")
+        # A plugin's words go to a file beside it.
+        options.append("--qemu-opts=-icount shift=0" + (
+            f" -plugin {plugin} -d plugin -D {plugin}.log" if plugin else ""))
     if script:
         options += ["--verbose", "--exec", script]
     return [str(x) for x in options]
@@ -91,7 +111,7 @@ def guest_environment(icount):
 
 def run_once(image, name, commands, release, limit, *, kvm=False, icount=False,
              boot_limit=BOOT_LIMIT, silence=None, memory=MEMORY, title=None,
-             state=lambda folder: ""):
+             machine=arch.X86_64, plugin=None, state=lambda folder: ""):
     """Boot, run the shell text `commands`, power off; gives a Result."""
     folder = config.CACHE / "run" / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -102,18 +122,18 @@ def run_once(image, name, commands, release, limit, *, kvm=False, icount=False,
     script.write_text(GUEST.format(folder=folder, marker=marker, env=shlex.join(
         f"{name}={value}" for name, value in guest_environment(icount).items())))
     # A copy, because a build may replace the image while the guest loads it.
-    shutil.copyfile(image, folder / "bzImage")
+    copy = shutil.copyfile(image, folder / image.name)
     progress = ui.Progress(title or f"boot: {name}")
     with open(folder / "console", "wb") as console:
-        child = subprocess.Popen(command(folder / "bzImage", folder, kvm, icount,
-                                         f"sh {script}", memory),
+        child = subprocess.Popen(command(copy, folder, kvm, icount, f"sh {script}", memory,
+                                         machine, plugin),
                                  env=environment(), stdin=subprocess.DEVNULL, stdout=console,
                                  stderr=subprocess.STDOUT, start_new_session=True)
         try:
             why = wait(child, folder, boot_limit, limit, progress, state, silence)
         finally:
             ui.stop(child)
-    (folder / "bzImage").unlink()
+    copy.unlink()
     status = read(folder / "status").strip()
     status = int(status) if status else None
     log = read(folder / "dmesg") if (folder / "finished").exists() else ""
@@ -178,17 +198,21 @@ def kvm_works(image, release):
 
 def run(kernel, name, commands, limit, **options):
     """Boot a kernel and run commands in it, with KVM where it works."""
-    kvm = not options.get("icount") and kvm_works(kernel.image, kernel.release)
-    return run_once(kernel.image, name, commands, kernel.release, limit, kvm=kvm, **options)
+    machine = kernel.machine
+    kvm = machine.native and not options.get("icount") \
+        and kvm_works(kernel.image, kernel.release)
+    return run_once(kernel.image, machine.label(name), commands, kernel.release, limit, kvm=kvm,
+                    machine=machine, **options)
 
 
 def shell(kernel, icount=False):
-    """An interactive guest; gives vng's exit status."""
-    folder = config.cache("run", "shell")
-    kvm = not icount and kvm_works(kernel.image, kernel.release)
+    """An interactive guest; gives the exit status of vng or QEMU."""
+    machine = kernel.machine
+    folder = config.cache("run", machine.label("shell"))
+    kvm = machine.native and not icount and kvm_works(kernel.image, kernel.release)
     ui.say(f"shell: Linux {kernel.release}, {'KVM' if kvm else 'TCG'}; files are read-only "
            f"except in\n{folder}; leave with 'exit' or Ctrl-D\nselftests: {kernel.out}/kselftest/"
-           f"kevent, demo: {config.CARGO_TARGET}/release/kevent-demo")
+           f"kevent, demo: {machine.rust_programs}/kevent-demo")
     env = environment()
     if icount:
         env["KEVENT_ICOUNT"] = "1"

@@ -1,35 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0
 """Configure and build the kernel, its headers and its selftests, incrementally."""
 
+import dataclasses
 import hashlib
 import json
 import re
 import shlex
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from kev import config, series, setup, tree, ui
+from kev import arch, config, cross, series, setup, tree, ui
 
 TEST_CONFIG = config.SCRIPTS / "test.config"
 DEBUG_CONFIG = config.SCRIPTS / "debug.config"
 FRAGMENT = config.CHECKOUT / "Kconfig.fragment"
 SELFTESTS_CONFIG = config.CHECKOUT / "selftests/config"
 SELFTESTS = "tools/testing/selftests/kevent"
+SYSTEM_CALLS = ("kevent_init", "kevent_ctl", "kevent_getevents")
 #: The harness converts every pointer that it compares to the largest integer.
 SELFTESTS_CFLAGS = {64: ["-m64"], 32: ["-m32", "-Wno-pointer-to-int-cast"]}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Kernel:
     """A kernel that was built."""
     source: Path
     out: Path
+    machine: arch.Arch = arch.X86_64
 
     @property
     def image(self):
-        return self.out / "arch/x86/boot/bzImage"
+        return self.out / self.machine.image
 
     @property
     def release(self):
@@ -68,16 +70,17 @@ def asked(fragments):
     return {name: value for fragment in fragments for name, value in options(fragment).items()}
 
 
-def configure(source, out, fragments):
+def configure(source, out, fragments, machine=arch.X86_64):
     """tinyconfig plus the fragments; every option asked for must really be set."""
-    log, env = config.log("configure"), environment()
+    log, env = config.log(machine.label("configure")), environment()
     fix = "see the log; scripts/test setup checks the tool chain"
-    ui.run(make(source, out, "rustavailable"), "build: make rustavailable", log, env=env, do=fix)
-    ui.run(make(source, out, "tinyconfig"), "build: tinyconfig", log, env=env, append=True)
+    command = make(source, out, *machine.make)
+    ui.run([*command, "rustavailable"], "build: make rustavailable", log, env=env, do=fix)
+    ui.run([*command, "tinyconfig"], "build: tinyconfig", log, env=env, append=True)
     ui.run([source / "scripts/kconfig/merge_config.sh", "-m", "-O", out,
             out / ".config", *fragments], "build: merging the options", log, env=env,
            cwd=source, append=True)
-    ui.run(make(source, out, "olddefconfig"), "build: olddefconfig", log, env=env, append=True)
+    ui.run([*command, "olddefconfig"], "build: olddefconfig", log, env=env, append=True)
     real = options(out / ".config")
     wrong = [f"CONFIG_{name}={value}" for name, value in asked(fragments).items()
              if real.get(name, "n") != value]
@@ -87,25 +90,26 @@ def configure(source, out, fragments):
                          f"(make menuconfig in {out} shows it)", log)
 
 
-def kernel(source, out, fragments, name="build"):
+def kernel(source, out, fragments, name="build", machine=arch.X86_64):
     """Build the kernel in `source`, only what changed; gives the Kernel."""
-    built, stamp = Kernel(source, out), out / ".kevent-stamp"
+    built, stamp = Kernel(source, out, machine), out / ".kevent-stamp"
+    command = make(source, out, *machine.make, built.image.name)
     out.mkdir(parents=True, exist_ok=True)
     settings = hashlib.sha256(json.dumps([
-        [f.read_text() for f in fragments], make(source, out), setup.toolchain().versions,
+        [f.read_text() for f in fragments], command, setup.toolchain().versions,
     ], default=str).encode()).hexdigest()
     key = {"settings": settings, "commit": tree.git(source, "rev-parse", "HEAD").strip()}
     old = json.loads(stamp.read_text()) if stamp.exists() else {}
     if old == key and built.image.exists():
-        ui.say(f"build: {built.release} is up to date")
+        ui.say(f"{name}: {built.release} is up to date")
         return built
     stamp.unlink(missing_ok=True)
-    configure(source, out, fragments)
+    configure(source, out, fragments, machine)
     log = config.log(name)
-    ui.run(make(source, out, "bzImage"), f"{name}: the kernel", log, env=environment(),
+    ui.run(command, f"{name}: the kernel", log, env=environment(),
            counts=r"^  [A-Z][A-Z0-9_. ]+ ", unit="steps",
            do=f"see the log; to try again by hand:\ncd {source} && "
-              f"{shlex.join(map(str, make(source, out, 'bzImage')))}")
+              f"{shlex.join(map(str, command))}")
     stamp.write_text(json.dumps(key))
     return built
 
@@ -116,14 +120,45 @@ def out_folder(base, name="test"):
     return config.cache("build") / f"{base.repo.name}-{name}-{key}"
 
 
-def patched(user_tree=None, debug=False):
+def fragments(machine, *others):
+    """What the configuration of a kernel for that architecture is made of."""
+    return [TEST_CONFIG, machine.config, *others]
+
+
+def patched(user_tree=None, debug=False, machine=arch.X86_64):
     """The kernel with the series, built; with `debug`, to find mistakes in a slow one."""
     setup.toolchain()
     base = tree.get(user_tree, series.applies)
     source = base.checkout(series.applied(base))
-    return kernel(source, out_folder(base, "debug" if debug else "test"),
-                  [TEST_CONFIG, *([DEBUG_CONFIG] if debug else []), FRAGMENT, SELFTESTS_CONFIG],
-                  "build-debug" if debug else "build")
+    return kernel(source, out_folder(base, machine.label("debug" if debug else "test")),
+                  fragments(machine, *([DEBUG_CONFIG] if debug else []), FRAGMENT,
+                            SELFTESTS_CONFIG),
+                  machine.label("build-debug" if debug else "build"), machine)
+
+
+def headers(kernel, bits, log):
+    """The folder of the kernel's headers for programs of so many bits.
+
+    It must have the numbers of the system calls; the programs would do with their own.
+    """
+    out, machine = kernel.out, kernel.machine
+    compiler, variables = ["gcc", SELFTESTS_CFLAGS[bits][0]], ()
+    if not machine.native:
+        compiler = cross.compiler(machine, bits)
+        variables = (f"ARCH={machine.programs[bits].headers}",)
+    if variables != machine.make:
+        # 32-bit programs are of another architecture, as the kernel has it.
+        out = kernel.out / f"headers{bits}"
+        out.mkdir(exist_ok=True)
+    ui.run(make(kernel.source, out, *variables, "headers"), "selftests: headers", log,
+           env=environment())
+    found = ui.output([*compiler, "-E", "-dM", "-isystem", out / "usr/include", "-x", "c",
+                       "-include", "asm/unistd.h", "/dev/null"])
+    missing = [name for name in SYSTEM_CALLS if f"#define __NR_{name} " not in found]
+    if missing:
+        raise ui.Failure(f"the kernel's headers for {bits}-bit programs lack system calls",
+                         ", ".join(missing), "see the tables that the patches change", log)
+    return out / "usr/include"
 
 
 def selftests(kernel, bits=64):
@@ -132,14 +167,17 @@ def selftests(kernel, bits=64):
     if not (folder / "Makefile").exists():
         raise ui.Failure("the patched tree has no selftests", f"no {SELFTESTS}/Makefile",
                          "scripts/series check")
-    log = config.log("selftests-build")
+    machine, log = kernel.machine, config.log(kernel.machine.label("selftests-build"))
     out = kernel.out / "kselftest" / ("kevent" if bits == 64 else f"kevent{bits}")
-    ui.run(make(kernel.source, kernel.out, "headers"), "selftests: headers", log,
-           env=environment())
+    include = headers(kernel, bits, log)
     out.mkdir(parents=True, exist_ok=True)
     command = ["make", "-C", folder, f"OUTPUT={out}", f"-j{config.jobs()}",
-               f"KHDR_INCLUDES=-isystem {kernel.out}/usr/include",
-               f"USERCFLAGS={' '.join(SELFTESTS_CFLAGS[bits])}"]
+               f"KHDR_INCLUDES=-isystem {include}"]
+    if machine.native:
+        command.append(f"USERCFLAGS={' '.join(SELFTESTS_CFLAGS[bits])}")
+    else:
+        command += [f"CC={shlex.join(map(str, cross.compiler(machine, bits)))}",
+                    "USERLDFLAGS=-static"]
     ui.run(command, f"selftests: building, {bits} bits", log, append=True)
     listing = ui.output([*command, "-s", "--no-print-directory",
                          "--eval=kevent-list: ; @echo $(TEST_GEN_PROGS) $(TEST_PROGS)",
@@ -153,7 +191,7 @@ def each(args):
     One output folder for all, so that a build costs what the patch changed. Before
     the option exists there is one build, without it.
     """
-    base = tree.get(args.tree, series.applies)
+    machine, base = args.arch, tree.get(args.tree, series.applies)
     commits = series.commits(base.repo, base.commit, series.applied(base))
     source = config.cache("each") / base.repo.name
     if not (source / ".git").exists():
@@ -175,8 +213,9 @@ def each(args):
                 continue
             start = time.monotonic()
             try:
-                kernel(source, out_folder(base, "each"), [TEST_CONFIG, fragment],
-                       f"each-{number:02}-{value}")
+                kernel(source, out_folder(base, machine.label("each")),
+                       fragments(machine, fragment),
+                       machine.label(f"each-{number:02}-{value}"), machine)
                 row.append(f"{value}: ok {ui.duration(time.monotonic() - start):>9}")
             except ui.Failure as failure:
                 ui.say(failure)

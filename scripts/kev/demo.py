@@ -4,19 +4,23 @@
 import re
 import shlex
 
-from kev import boot, config, setup, ui
+from kev import boot, config, cross, setup, ui
 
 LAST_LINE = re.compile(r"^kevent: events=(\d+) collect_syscalls=(\d+) lost=(\d+)$")
 
 
-def program():
+def program(machine):
     """Build tools/ and give the demo's program."""
-    tools = setup.toolchain()
-    ui.run([tools.rust_tool("cargo"), "build", "--release", "--locked"], "demo: building tools/",
-           config.log("tools-build"), cwd=config.CHECKOUT / "tools", env=tools.cargo_environment(),
-           counts=r"^\s+Compiling", unit="crates",
+    tools, options, extra = setup.toolchain(), ["--release", "--locked"], {}
+    if not machine.native:
+        options += ["--target", machine.rust, "-p", "kevent-demo"]
+        name = machine.rust.upper().replace("-", "_")
+        extra[f"CARGO_TARGET_{name}_RUSTFLAGS"] = " ".join(cross.need_rust(machine))
+    ui.run([tools.rust_tool("cargo"), "build", *options], "demo: building tools/",
+           config.log(machine.label("tools-build")), cwd=config.CHECKOUT / "tools",
+           env=tools.cargo_environment(**extra), counts=r"^\s+Compiling", unit="crates",
            do=f"cd {config.CHECKOUT}/tools && cargo build --release")
-    path = config.CARGO_TARGET / "release/kevent-demo"
+    path = machine.rust_programs / "kevent-demo"
     if not path.exists():
         raise ui.Failure("tools/ has no demo", f"cargo did not build {path}",
                          "see tools/Cargo.toml and tools/demo")
@@ -25,7 +29,8 @@ def program():
 
 def run(kernel, arguments=(), icount=False, limit=600):
     """Run the demo in a guest; gives the boot.Result and the numbers of the last line."""
-    result = boot.run(kernel, "demo", f"exec {shlex.join([str(program()), *arguments])}\n",
+    path = program(kernel.machine)
+    result = boot.run(kernel, "demo", f"exec {shlex.join([str(path), *arguments])}\n",
                       limit, icount=icount, title="demo: boot and run",
                       state=lambda folder: (boot.read(folder / "output").splitlines() or [""])[-1])
     result.require("the demo")

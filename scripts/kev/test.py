@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Run all tests in named steps; the last line printed is the count."""
 
+import argparse
 import functools
 import re
 import shlex
@@ -11,7 +12,8 @@ import time
 import unittest
 from pathlib import Path
 
-from kev import behaviours, boot, build, config, debug, demo, series, setup, tree, ui
+from kev import (arch, behaviours, bench, boot, build, config, cross, debug, demo, kunit, library,
+                 litmus, series, setup, tree, ui)
 
 TOOLS = config.CHECKOUT / "tools"
 #: Seconds for one cargo test command, for one selftest program in the guest, and
@@ -78,8 +80,12 @@ def need(function, *args):
     return value
 
 
+def machine_of(options):
+    return options.arch or arch.X86_64
+
+
 def patched(options, debug=False):
-    return need(build.patched, options.tree, debug)
+    return need(build.patched, options.tree, debug, machine_of(options))
 
 
 # ---- the steps ---------------------------------------------------------------
@@ -87,6 +93,9 @@ def patched(options, debug=False):
 def step_setup(tally, options):
     """packages, tool chain, virtme-ng"""
     setup.everything()
+    for machine in arch.ALL.values():
+        if not machine.native:
+            cross.everything(machine)
     tally.passes()
 
 
@@ -154,6 +163,35 @@ def step_host(tally, options):
         )) + ([] if files else [f"no Rust files in {folder}/"]))
 
 
+def step_litmus(tally, options):
+    """litmus tests: each barrier is enough, and without it something goes wrong"""
+    found = {folder: litmus.tests(config.CHECKOUT / folder) for folder in litmus.MODELS}
+    tally.judge("every letter of the kernel side has a litmus test",
+                litmus.untested(config.CHECKOUT, found[litmus.KERNEL]))
+    for folder, tests in found.items():
+        tally.judge(f"{folder}: names, results and twins", litmus.inconsistent(tests))
+    try:
+        herd = litmus.herd7()
+    except litmus.Missing as missing:
+        return tally.skips(f"{sum(map(len, found.values()))} litmus tests: {missing.what}: "
+                           f"{missing.why}; {missing.do}")
+    config.log("litmus").unlink(missing_ok=True)
+    kernel = litmus.kernel_model(need(tree.get, options.tree, series.applies))
+    for folder, tests in found.items():
+        models = litmus.MODELS[folder] or [kernel]
+        wrong = {t.name: problems for t in tests if (problems := litmus.run(herd, models, t))}
+        for name, problems in wrong.items():
+            tally.judge(f"{folder}/{name}.litmus", problems)
+        ui.say(f"  {'FAIL' if wrong else 'ok':5} {folder}: {len(tests) - len(wrong)} of "
+               f"{len(tests)}, {sum(t.twin for t in tests)} of them without a barrier")
+        tally.passes(len(tests) - len(wrong))
+
+
+def step_kunit(tally, options):
+    """KUnit tests of the abstractions and of the core, in a kernel that is a program (UML)"""
+    kunit.step(tally, options.tree)
+
+
 def step_series(tally, options):
     """patches apply, equal rust/ and selftests/, regenerate the same; checkpatch; drift is found"""
     base = need(tree.get, options.tree, series.applies)
@@ -203,7 +241,7 @@ def tap(text, status, limit=PROGRAM_LIMIT):
         failures.append(f"planned {plan.group(1)} tests, {len(lines)} reported")
     if not status:
         failures.append("did not run, or did not end")
-    elif status == "124":
+    elif status in ("124", "143"):      # busybox's timeout leaves it at the signal
         failures.append(f"took more than {limit} s")
     elif status not in ("0", "4") and not failures:
         failures.append(f"exit status {status}")
@@ -253,8 +291,15 @@ def judge_runs(tally, folder, programs, runs, limit):
 
 def selftests(tally, options, name, bits=64, debugging=False):
     """Build the selftests, run them in a guest as often as asked for, judge them and the log."""
-    if bits == 32 and (why := setup.why_not_32()):
-        return tally.skips(f"32-bit programs: {why}")
+    machine = machine_of(options)
+    name = machine.label(name)
+    if not machine.native:
+        why = cross.why_not_programs(machine, bits)
+    else:
+        why = setup.why_not_32() if bits == 32 else ""
+    if why:
+        where = "" if machine.native else f" for {machine.name}"
+        return tally.skips(f"{bits}-bit programs{where}: {why}")
     kernel = patched(options, debugging)
     programs = build.selftests(kernel, bits)
     if not programs:
@@ -298,11 +343,40 @@ def clean_log(tally, result):
 
 def step_demo(tally, options):
     """the demo in a guest: no event lost, clean log"""
+    machine = machine_of(options)
+    if not machine.native and (why := cross.why_not_rust(machine)):
+        return tally.skips(f"the demo for {machine.name}: {why}")
     kernel = patched(options)
     result, (events, calls, lost) = demo.run(kernel, SHORT_DEMO, options.icount, DEMO_LIMIT)
     ui.say(f"  ok    {events} events, {calls} collecting system calls, {lost} lost")
     tally.passes()
     clean_log(tally, result)
+
+
+def step_library(tally, options):
+    """the C header, man pages, examples and kevent-stat, tried out in a guest"""
+    machine = machine_of(options)
+    if not machine.native and (why := cross.why_not_programs(machine, 64)):
+        return tally.skips(f"programs for {machine.name}: {why}")
+    clean_log(tally, library.run(tally, patched(options), options.icount))
+
+
+def step_bench(tally, options):
+    """costs in guest instructions: none more than 1 % above tools/bench/baseline.json"""
+    old, tools = bench.baseline()
+    if tools != bench.tools():
+        return tally.skips(f"the baseline is of {tools}, this is {bench.tools()}: other tools, "
+                           "other code")
+    new = bench.measure(patched(options), bench.IDLE)
+    ui.say(f"  {len(new)} rows, of which {len(old)} are compared")
+    tally.judge("no cost has grown", bench.regressions(old, new))
+
+
+def step_others(tally, options):
+    """a program without kevent pays nothing for it in a kernel without CONFIG_KEVENT"""
+    found = bench.others(options.tree)
+    ui.say("\n".join(bench.others_table(found)))
+    tally.judge("not one instruction more with CONFIG_KEVENT=n", bench.others_differ(found))
 
 
 def step_debug(tally, options):
@@ -317,17 +391,33 @@ def step_debug32(tally, options):
 
 STEPS = {name.removeprefix("step_"): function for name, function in list(globals().items())
          if name.startswith("step_")}
+#: Steps that build for an architecture: NAME for that of the host, ARCH-NAME for others.
+ARCH_STEPS = ("build", "selftests", "selftests32", "demo", "library")
+
+
+def on(machine, step):
+    """A step, for that architecture."""
+    def on_machine(tally, options):
+        step(tally, argparse.Namespace(**{**vars(options), "arch": machine}))
+    on_machine.__doc__ = f"{step.__doc__}, on {machine.name}"
+    return on_machine
+
+
+STEPS |= {machine.label(name): on(machine, STEPS[name]) for machine in arch.ALL.values()
+          if not machine.native for name in ARCH_STEPS}
 DEBUG_STEPS = ("debug", "debug32")
 #: Steps that run only when they are asked for.
-LONG_STEPS = DEBUG_STEPS
+LONG_STEPS = DEBUG_STEPS + ("others",)
 
 
 def chosen(options):
     """The names of the steps to run."""
-    if options.long and (options.steps or options.debug):
+    if options.long and (options.steps or options.debug or options.arch):
         raise ui.Failure("--long runs every step", "so there is nothing to choose",
                          "scripts/test --long, or scripts/test STEP ...")
     named = list(dict.fromkeys([*options.steps, *(DEBUG_STEPS if options.debug else ())]))
+    if options.arch:
+        named = [options.arch.label(name) for name in named or ARCH_STEPS]
     for name in named:
         if name not in STEPS:
             raise ui.Failure(f"no step is called {name}", "", "scripts/test --list")

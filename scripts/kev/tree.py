@@ -143,10 +143,14 @@ def import_user_tree(path):
 # ---- Debian's source package -------------------------------------------------
 
 class Apt:
-    """A private apt: the system's mirror and keyring, nothing else of the system's."""
+    """A private apt: the system's mirror and keyring, nothing else of the system's.
 
-    def __init__(self):
-        self.top = config.cache("apt")
+    With suites None it has the system's suites, e.g. for another architecture.
+    """
+
+    def __init__(self, what="tree", suites=PIN["suites"], architecture=None):
+        self.what, self.suites, self.top = what, suites, config.cache("apt", what)
+        self.architecture = architecture
         for folder in ("state/lists/partial", "cache/archives/partial"):
             (self.top / folder).mkdir(parents=True, exist_ok=True)
 
@@ -155,6 +159,9 @@ class Apt:
                    "Dir::Etc::sourceparts": "-", "Dir::State": self.top / "state",
                    "Dir::State::status": "/dev/null", "Dir::Cache": self.top / "cache",
                    "APT::Sandbox::User": "root", "Acquire::Languages": "none"}
+        if self.architecture:
+            options |= {"APT::Architecture": self.architecture,
+                        "APT::Architectures": self.architecture}
         return [program, "-q", *(x for k, v in options.items() for x in ("-o", f"{k}={v}")), *args]
 
     @staticmethod
@@ -163,15 +170,21 @@ class Apt:
 
     def update(self):
         """Read the package lists, from the first of the system's mirrors that has them."""
-        uris = ui.output(["apt-get", "indextargets", "--format", "$(REPO_URI)",
-                          "Created-By: Packages"], check=False).split()
-        for uri in dict.fromkeys(u for u in uris if "security" not in u):
-            (self.top / "sources.list").write_text("".join(
-                f"deb [signed-by={KEYRING}] {uri} {suite} main\n" for suite in PIN["suites"]))
-            if ui.run(self.command("apt-get", "update", "-o", "APT::Update::Error-Mode=any"),
-                      "tree: package lists", config.log("tree-apt"), check=False) == 0:
-                return True
-        return False
+        found = [line.split() for line in ui.output(
+            ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)",
+             "Created-By: Packages"], check=False).splitlines()]
+        uris = dict.fromkeys(uri for uri, _ in found if "security" not in uri)
+        if self.suites:
+            return any(self.read((uri, suite) for suite in self.suites) for uri in uris)
+        return self.read((uri, suite) for uri, suite in found if not suite.endswith("/"))
+
+    def read(self, sources):
+        """Read the lists of these (mirror, suite); True if all could be read."""
+        (self.top / "sources.list").write_text("".join(
+            f"deb [signed-by={KEYRING}] {uri} {suite} main\n" for uri, suite in sources))
+        return ui.run(self.command("apt-get", "update", "-o", "APT::Update::Error-Mode=any"),
+                      f"{self.what}: package lists", config.log(f"{self.what}-apt"),
+                      check=False) == 0
 
     def versions(self):
         """All linux-source packages: [(Linux version, package, package version)]."""

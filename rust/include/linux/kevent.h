@@ -63,6 +63,7 @@ void kevent_uncharge_user(struct user_struct *user);
 bool kevent_node_has_memory(unsigned int node);
 ktime_t kevent_time_to_host(clockid_t clock, ktime_t time);
 ktime_t kevent_realtime_offset(void);
+u32 kevent_hash(u64 ident, u32 tag, u32 source);
 
 /* The last reference to @file is gone: whatever watches it must end. */
 static inline void kevent_release(struct file *file)

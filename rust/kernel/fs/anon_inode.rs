@@ -191,3 +191,124 @@ impl<T: FileOperations> FileOperationsTable<T> {
         T::show_fdinfo(data, unsafe { SeqFile::from_raw(to) });
     }
 }
+
+#[cfg(CONFIG_RUST_FS_KUNIT_TEST)]
+#[macros::kunit_tests(rust_anon_inode)]
+mod tests {
+    use super::*;
+    use crate::{
+        sync::{
+            atomic::{
+                Acquire,
+                Atomic,
+                Relaxed,
+                Release, //
+            },
+            poll_watch::{
+                can_poll,
+                mask,
+                poll, //
+            },
+            Arc,
+            ArcBorrow, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+    };
+
+    /// What a file was asked.
+    struct Asked {
+        ready: Atomic<u32>,
+        polls: Atomic<u32>,
+        releases: Atomic<u32>,
+    }
+
+    #[vtable]
+    impl FileOperations for Asked {
+        type Data = Arc<Asked>;
+
+        fn release(asked: Arc<Asked>) {
+            asked.releases.fetch_add(1, Release);
+        }
+
+        fn poll(asked: ArcBorrow<'_, Asked>, _file: &File, _table: PollTable<'_>) -> u32 {
+            asked.polls.fetch_add(1, Relaxed);
+            asked.ready.load(Relaxed)
+        }
+    }
+
+    /// A kind of files that has no operations but the release.
+    struct Plain;
+
+    #[vtable]
+    impl FileOperations for Plain {
+        type Data = Arc<Asked>;
+    }
+
+    static ASKED: FileOperationsTable<Asked> = FileOperationsTable::new();
+    static OTHERS: FileOperationsTable<Asked> = FileOperationsTable::new();
+    static PLAIN: FileOperationsTable<Plain> = FileOperationsTable::new();
+
+    fn asked() -> Result<Arc<Asked>> {
+        let asked = Asked {
+            ready: Atomic::new(0),
+            polls: Atomic::new(0),
+            releases: Atomic::new(0),
+        };
+
+        Ok(Arc::new(asked, GFP_KERNEL)?)
+    }
+
+    #[test]
+    fn data_is_found_by_its_own_table_only() -> Result {
+        let data = asked()?;
+        let file = ASKED.create(c"[kunit]", data.clone(), 0)?;
+
+        assert!(ASKED
+            .data(&file)
+            .is_some_and(|found| Arc::ptr_eq(&found.into(), &data)));
+        assert!(OTHERS.data(&file).is_none());
+        assert!(PLAIN.data(&file).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn released_once_by_the_last_reference() -> Result {
+        let data = asked()?;
+        let file = ASKED.create(c"[kunit]", data.clone(), 0)?;
+        let second = file.clone();
+
+        drop(file);
+        fsleep(Delta::from_millis(50));
+        assert_eq!(data.releases.load(Acquire), 0);
+        drop(second);
+
+        // Kernel threads release files later.
+        for _ in 0..10_000 {
+            if data.releases.load(Acquire) != 0 {
+                break;
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        fsleep(Delta::from_millis(50));
+        assert_eq!(data.releases.load(Acquire), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn polled_if_the_kind_can_be() -> Result {
+        let data = asked()?;
+        let file = ASKED.create(c"[kunit]", data.clone(), 0)?;
+        let plain = PLAIN.create(c"[kunit]", asked()?, 0)?;
+
+        assert!(can_poll(&file));
+        assert_eq!(poll(&file, mask::ALL), 0);
+        data.ready.store(mask::IN | mask::HUP, Relaxed);
+        assert_eq!(poll(&file, mask::ALL), mask::IN | mask::HUP);
+        assert_eq!(data.polls.load(Relaxed), 2);
+        assert!(!can_poll(&plain));
+        Ok(())
+    }
+}

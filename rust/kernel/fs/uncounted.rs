@@ -52,3 +52,100 @@ impl UncountedFile {
         }
     }
 }
+
+#[cfg(CONFIG_RUST_FS_KUNIT_TEST)]
+#[macros::kunit_tests(rust_uncounted_file)]
+mod tests {
+    use super::*;
+    use crate::{
+        fs::anon_inode::{
+            FileOperations,
+            FileOperationsTable, //
+        },
+        prelude::*,
+        sync::{
+            atomic::{
+                Acquire,
+                Atomic,
+                Relaxed,
+                Release, //
+            },
+            Arc, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+    };
+
+    /// What is seen of a file while it is released.
+    struct Seen {
+        file: Atomic<*mut bindings::file>,
+        released: Atomic<bool>,
+        pinned: Atomic<bool>,
+    }
+
+    #[vtable]
+    impl FileOperations for Seen {
+        type Data = Arc<Seen>;
+
+        fn release(seen: Arc<Seen>) {
+            let pinned = UncountedFile::from_raw(seen.file.load(Relaxed)).and_then(|file| {
+                // SAFETY: The file is in the course of its release.
+                unsafe { file.pin() }
+            });
+
+            if let Some(file) = pinned {
+                // To drop it would release the file once more.
+                core::mem::forget(file);
+                seen.pinned.store(true, Relaxed);
+            }
+            seen.released.store(true, Release);
+        }
+    }
+
+    static SEEN: FileOperationsTable<Seen> = FileOperationsTable::new();
+
+    #[test]
+    fn can_be_pinned_until_the_last_reference_is_gone() -> Result {
+        let seen = Arc::new(
+            Seen {
+                file: Atomic::new(core::ptr::null_mut()),
+                released: Atomic::new(false),
+                pinned: Atomic::new(false),
+            },
+            GFP_KERNEL,
+        )?;
+        let file = SEEN.create(c"[kunit]", seen.clone(), 0)?;
+        let uncounted = UncountedFile::new(&file);
+
+        seen.file.store(file.as_ptr(), Relaxed);
+        assert_eq!(uncounted.addr(), file.as_ptr().addr());
+        assert_eq!(UncountedFile::from_raw(file.as_ptr()), Some(uncounted));
+
+        // SAFETY: The file is referenced.
+        let pinned = unsafe { uncounted.pin() }.ok_or(EBADF)?;
+
+        drop(file);
+        fsleep(Delta::from_millis(50));
+        // The other reference keeps it.
+        assert!(!seen.released.load(Acquire));
+        drop(pinned);
+
+        // Kernel threads release files later.
+        for _ in 0..10_000 {
+            if seen.released.load(Acquire) {
+                break;
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        assert!(seen.released.load(Acquire));
+        assert!(!seen.pinned.load(Relaxed));
+        Ok(())
+    }
+
+    #[test]
+    fn null_is_no_file() {
+        assert_eq!(UncountedFile::from_raw(core::ptr::null_mut()), None);
+    }
+}

@@ -53,7 +53,10 @@ use crate::{
 };
 use core::{
     cell::UnsafeCell,
-    marker::PhantomPinned,
+    marker::{
+        PhantomData,
+        PhantomPinned, //
+    },
     ptr, //
 };
 
@@ -97,7 +100,8 @@ pub trait PollHandler: Send + Sync {
     /// have happened.
     ///
     /// Called under the lock of a wait queue of the file, in any context, with or without
-    /// interrupts disabled.  It must not sleep, nor poll the file, nor wake that queue.
+    /// interrupts disabled.  It must not sleep, nor poll the file, nor wake that queue.  The lock
+    /// is a spinlock, so this is an RCU read-side critical section.
     ///
     /// Returns whether somebody was woken to deal with it; see [`Sharing`].
     fn woken(&self, events: u32) -> bool;
@@ -119,17 +123,22 @@ pub enum Sharing {
 /// # Invariants
 ///
 /// - `wait` is in the queue `queue`, unless that is null.
-/// - `watch` points to the [`PollWatch`] that owns this entry.
+/// - While it is in a queue, its `private` points to the [`PollWatch`] that owns this entry.
 #[repr(C)]
 struct Entry<H: PollHandler> {
     wait: Opaque<bindings::wait_queue_entry>,
     queue: Atomic<*mut bindings::wait_queue_head>,
-    watch: *const PollWatch<H>,
     sharing: Sharing,
-    /// Whether it had its turn, and is to go to the end of the queue when it is asked next.
+    /// Whether it had its turn, and is to go to the end of the queue when it is asked next; if that
+    /// is how it shares.
     had_turn: Atomic<bool>,
-    /// The next entry of the same watch.
-    next: Option<KBox<Entry<H>>>,
+    watch: PhantomData<*const PollWatch<H>>,
+}
+
+/// One more entry of a watch.
+struct More<H: PollHandler> {
+    entry: Entry<H>,
+    next: Option<KBox<More<H>>>,
 }
 
 /// A watch on a file.
@@ -142,7 +151,7 @@ struct Entry<H: PollHandler> {
 #[pin_data]
 pub struct PollWatch<H: PollHandler> {
     first: Entry<H>,
-    more: UnsafeCell<Option<KBox<Entry<H>>>>,
+    more: UnsafeCell<Option<KBox<More<H>>>>,
     handler: H,
     rcu: RcuHead<Self>,
     #[pin]
@@ -156,15 +165,14 @@ unsafe impl<H: PollHandler> Send for PollWatch<H> {}
 unsafe impl<H: PollHandler> Sync for PollWatch<H> {}
 
 impl<H: PollHandler> Entry<H> {
-    fn new(watch: *const PollWatch<H>, sharing: Sharing, next: Option<KBox<Self>>) -> Self {
+    fn new(sharing: Sharing) -> Self {
         // INVARIANT: Not in a queue.
         Self {
             wait: Opaque::uninit(),
             queue: Atomic::new(ptr::null_mut()),
-            watch,
             sharing,
             had_turn: Atomic::new(false),
-            next,
+            watch: PhantomData,
         }
     }
 
@@ -173,15 +181,18 @@ impl<H: PollHandler> Entry<H> {
     /// # Safety
     ///
     /// The entry must be in no queue, and must not move while it is in one.  `queue` must be valid
-    /// until the entry has left it.
-    unsafe fn enter(&self, queue: *mut bindings::wait_queue_head) {
+    /// until the entry has left it.  `watch` must own the entry.
+    unsafe fn enter(&self, queue: *mut bindings::wait_queue_head, watch: &PollWatch<H>) {
         let wait = self.wait.get();
+
+        // INVARIANT: By the requirements it owns this entry.
+        let private = ptr::from_ref(watch).cast_mut().cast();
 
         // SAFETY: The entry is in no queue, so nobody else uses it.
         unsafe {
             wait.write(bindings::wait_queue_entry {
                 flags: 0,
-                private: ptr::null_mut(),
+                private,
                 func: Some(Self::woken),
                 entry: bindings::list_head::default(),
             })
@@ -229,30 +240,48 @@ impl<H: PollHandler> Entry<H> {
         let entry = wait.cast::<Self>();
         let key = key.addr() as u32;
 
-        // SAFETY: The entry is in the queue, whose lock is held.
-        if key & mask::POLLFREE == 0 && unsafe { Self::give_way(entry) } {
-            return 0;
+        // SAFETY: The entry is in the queue.
+        let this = unsafe { &*entry };
+
+        if this.had_turn.load(Relaxed) && key & mask::POLLFREE == 0 {
+            // SAFETY: The entry is in the queue, whose lock is held.
+            if unsafe { Self::give_way(entry) } {
+                return 0;
+            }
         }
 
-        // SAFETY: The entry is in a queue, so its watch is alive.
-        let dealt_with = unsafe { (*(*entry).watch).handler.woken(key & !mask::POLLFREE) };
+        // SAFETY: The entry is in a queue, so `private` points to its watch, which is alive.
+        let watch = unsafe { &*(*wait).private.cast::<PollWatch<H>>() };
+        let dealt_with = watch.handler.woken(key & !mask::POLLFREE);
 
         if key & mask::POLLFREE != 0 {
-            // Whoever has loaded the queue already waits for its lock, and will take the entry off
-            // once more.  Hence it is left as a list of its own.
-            //
             // SAFETY: The entry is in the queue, whose lock is held.
-            unsafe { bindings::list_del_init(&raw mut (*wait).entry) };
-            // (A) in the module's documentation.
-            //
-            // SAFETY: The entry is alive: it is freed after a grace period, and interrupts are
-            // disabled.
-            unsafe { (*entry).queue.store(ptr::null_mut(), Release) };
-        } else if dealt_with {
-            // SAFETY: As above.
-            unsafe { (*entry).had_turn.store(true, Relaxed) };
+            unsafe { Self::freed(entry) };
+        } else if dealt_with && this.sharing == Sharing::Turns {
+            this.had_turn.store(true, Relaxed);
         }
         dealt_with.into()
+    }
+
+    /// Leaves the queue, which is about to be freed.
+    ///
+    /// # Safety
+    ///
+    /// The entry must be in its queue, whose lock must be held.
+    #[cold]
+    unsafe fn freed(entry: *mut Self) {
+        // SAFETY: The entry is valid, by the requirements.
+        let this = unsafe { &*entry };
+
+        // Whoever has loaded the queue already waits for its lock, and will take the entry off once
+        // more.  Hence it is left as a list of its own.
+        //
+        // SAFETY: The entry is in the queue, whose lock is held.
+        unsafe { bindings::list_del_init(&raw mut (*this.wait.get()).entry) };
+        // (A) in the module's documentation.
+        //
+        // The entry is alive: it is freed after a grace period, and interrupts are disabled.
+        this.queue.store(ptr::null_mut(), Release);
     }
 
     /// Goes to the end of the queue if it had its turn, and returns whether it did.
@@ -263,14 +292,15 @@ impl<H: PollHandler> Entry<H> {
     /// # Safety
     ///
     /// The entry must be in its queue, whose lock must be held.
+    #[cold]
     unsafe fn give_way(entry: *mut Self) -> bool {
         // SAFETY: The entry is valid, by the requirements.
         let (this, queue) = unsafe { (&*entry, (*entry).queue.load(Relaxed)) };
 
-        if this.sharing != Sharing::Turns || !this.had_turn.load(Relaxed) || queue.is_null() {
+        this.had_turn.store(false, Relaxed);
+        if queue.is_null() {
             return false;
         }
-        this.had_turn.store(false, Relaxed);
 
         // SAFETY: Queue and entry are valid, and the lock is held.
         unsafe {
@@ -319,7 +349,7 @@ impl<H: PollHandler> Table<H> {
             this.entered = true;
             // SAFETY: The watch is pinned, so the entry does not move.  The queue is valid for as
             // long as `PollWatch::arm` requires the file to be.
-            unsafe { watch.first.enter(queue) };
+            unsafe { watch.first.enter(queue, watch) };
             return;
         }
 
@@ -328,11 +358,17 @@ impl<H: PollHandler> Table<H> {
 
         match KBox::new_uninit(GFP_KERNEL_ACCOUNT) {
             Ok(room) => {
-                let entry = KBox::write(room, Entry::new(watch, this.sharing, more.take()));
+                let added = KBox::write(
+                    room,
+                    More {
+                        entry: Entry::new(this.sharing),
+                        next: more.take(),
+                    },
+                );
 
                 // SAFETY: As above; the contents of a box do not move.
-                unsafe { entry.enter(queue) };
-                *more = Some(entry);
+                unsafe { added.entry.enter(queue, watch) };
+                *more = Some(added);
             }
             Err(error) => this.result = Err(error.into()),
         }
@@ -342,9 +378,8 @@ impl<H: PollHandler> Table<H> {
 impl<H: PollHandler> PollWatch<H> {
     /// Constructs a watch that watches nothing yet.
     pub fn new(handler: H, sharing: Sharing) -> impl PinInit<Self> {
-        // INVARIANT: The entry points to its watch.
-        pin_init!(&this in Self {
-            first: Entry::new(this.as_ptr(), sharing, None),
+        pin_init!(Self {
+            first: Entry::new(sharing),
             more: UnsafeCell::new(None),
             handler,
             rcu: RcuHead::new(),
@@ -403,10 +438,10 @@ impl<H: PollHandler> PollWatch<H> {
         // SAFETY: The file is valid, and so are its queues, or else they were woken with
         // `POLLFREE`.
         unsafe { this.first.leave() };
-        while let Some(entry) = more {
+        while let Some(one) = more {
             // SAFETY: As above.
-            unsafe { entry.leave() };
-            more = &entry.next;
+            unsafe { one.entry.leave() };
+            more = &one.next;
         }
         // For callbacks that are past (A).
         drop_after_grace(this);
@@ -436,4 +471,522 @@ pub fn poll(file: &File, interest: u32) -> u32 {
 
     // SAFETY: File and table are valid.
     unsafe { bindings::vfs_poll(file.as_ptr(), &raw mut table) }
+}
+
+#[cfg(CONFIG_RUST_POLL_WATCH_KUNIT_TEST)]
+#[macros::kunit_tests(rust_poll_watch)]
+mod tests {
+    use super::*;
+    use crate::{
+        fs::anon_inode::{
+            FileOperations,
+            FileOperationsTable, //
+        },
+        static_lock_class,
+        sync::{
+            aref::ARef,
+            new_spinlock,
+            poll::{
+                PollCondVar,
+                PollCondVarBox,
+                PollTable, //
+            },
+            rcu::rcu_barrier,
+            wait::{
+                new_wait_queue_head,
+                WaitQueueHead, //
+            },
+            ArcBorrow,
+            SpinLock, //
+        },
+        time::{
+            delay::fsleep,
+            Delta,
+            Instant,
+            Monotonic, //
+        },
+        workqueue, //
+    };
+
+    /// A file with wait queues.
+    #[pin_data]
+    struct Fake {
+        #[pin]
+        first: WaitQueueHead,
+        #[pin]
+        second: WaitQueueHead,
+        #[pin]
+        third: WaitQueueHead,
+        /// How many of these it offers.
+        offered: usize,
+        /// One that it offers beside these, and that can be freed before the file.
+        early: Atomic<*const PollCondVar>,
+        ready: Atomic<u32>,
+    }
+
+    #[vtable]
+    impl FileOperations for Fake {
+        type Data = Arc<Fake>;
+
+        fn poll(fake: ArcBorrow<'_, Fake>, file: &File, table: PollTable<'_>) -> u32 {
+            for queue in fake.queues().into_iter().take(fake.offered) {
+                // SAFETY: The queue lives as long as the file.
+                unsafe { table.register_wait_queue(file, queue) };
+            }
+            // SAFETY: It is null, or alive while the file is polled.
+            if let Some(early) = unsafe { fake.early.load(Relaxed).as_ref() } {
+                table.register_wait(file, early);
+            }
+            fake.ready.load(Relaxed)
+        }
+    }
+
+    static FAKE: FileOperationsTable<Fake> = FileOperationsTable::new();
+
+    impl Fake {
+        fn new(offered: usize) -> Result<(Arc<Self>, ARef<File>)> {
+            let fake = Arc::pin_init(
+                pin_init!(Self {
+                    first <- new_wait_queue_head!("kunit_first"),
+                    second <- new_wait_queue_head!("kunit_second"),
+                    third <- new_wait_queue_head!("kunit_third"),
+                    offered,
+                    early: Atomic::new(ptr::null()),
+                    ready: Atomic::new(0),
+                }),
+                GFP_KERNEL,
+            )?;
+            let file = FAKE.create(c"[kunit]", fake.clone(), 0)?;
+
+            Ok((fake, file))
+        }
+
+        fn queues(&self) -> [&WaitQueueHead; 3] {
+            [&self.first, &self.second, &self.third]
+        }
+    }
+
+    /// What handlers were told.
+    struct Told {
+        calls: Atomic<u32>,
+        events: Atomic<u32>,
+        /// The numbers of those who were told, one decimal digit each.
+        order: Atomic<u32>,
+        drops: Atomic<u32>,
+    }
+
+    fn told() -> Result<Arc<Told>> {
+        let told = Told {
+            calls: Atomic::new(0),
+            events: Atomic::new(0),
+            order: Atomic::new(0),
+            drops: Atomic::new(0),
+        };
+
+        Ok(Arc::new(told, GFP_KERNEL)?)
+    }
+
+    impl Told {
+        fn calls(&self) -> u32 {
+            self.calls.load(Acquire)
+        }
+
+        fn events(&self) -> u32 {
+            self.events.load(Relaxed)
+        }
+
+        /// Returns the numbers of those who were told since this was last called.
+        fn order(&self) -> u32 {
+            self.order.xchg(0, Relaxed)
+        }
+    }
+
+    struct Handler {
+        told: Arc<Told>,
+        number: u32,
+        /// Whether there is somebody to deal with it.
+        deals: Atomic<bool>,
+    }
+
+    impl PollHandler for Handler {
+        fn woken(&self, events: u32) -> bool {
+            let order = &self.told.order;
+
+            self.told.events.store(events, Relaxed);
+            order.store(
+                order
+                    .load(Relaxed)
+                    .wrapping_mul(10)
+                    .wrapping_add(self.number),
+                Relaxed,
+            );
+            self.told.calls.fetch_add(1, Release);
+            self.deals.load(Relaxed)
+        }
+    }
+
+    impl Drop for Handler {
+        fn drop(&mut self) {
+            self.told.drops.fetch_add(1, Relaxed);
+        }
+    }
+
+    type Watch = Arc<PollWatch<Handler>>;
+
+    /// Makes a watch, and lets it watch `file`; returns what the file is ready for, too.
+    fn watch(file: &File, told: &Arc<Told>, number: u32, sharing: Sharing) -> Result<(Watch, u32)> {
+        let handler = Handler {
+            told: told.clone(),
+            number,
+            deals: Atomic::new(true),
+        };
+        let watch = Arc::pin_init(PollWatch::new(handler, sharing), GFP_KERNEL)?;
+
+        // SAFETY: It is new, and all tests end what they watch.
+        let ready = unsafe { PollWatch::arm(&watch, file, mask::ALL) }?;
+
+        Ok((watch, ready))
+    }
+
+    /// Ends the watch on a file that is still there.
+    fn end(watch: Watch) {
+        // SAFETY: It was armed, and is disarmed here alone.
+        unsafe { PollWatch::disarm(watch) };
+    }
+
+    /// Calls `f` until it returns true, but not for ever.
+    fn eventually(mut f: impl FnMut() -> bool) -> bool {
+        let start = Instant::<Monotonic>::now();
+
+        while start.elapsed() < Delta::from_secs(10) {
+            for _ in 0..1000 {
+                if f() {
+                    return true;
+                }
+                core::hint::spin_loop();
+            }
+            // In case that there is one processor only.
+            fsleep(Delta::from_micros(50));
+        }
+        false
+    }
+
+    fn spin(steps: u32) {
+        for _ in 0..steps {
+            core::hint::spin_loop();
+        }
+    }
+
+    #[test]
+    fn the_handler_is_told_the_key() -> Result {
+        let (fake, file) = Fake::new(1)?;
+        let told = told()?;
+
+        fake.ready.store(mask::OUT, Relaxed);
+
+        let (watch, ready) = watch(&file, &told, 1, Sharing::All)?;
+
+        assert_eq!(ready, mask::OUT);
+        assert_eq!(told.calls(), 0);
+        fake.first.wake_all((mask::IN | mask::URING_WAKE) as usize);
+        assert_eq!(told.calls(), 1);
+        assert_eq!(told.events(), mask::IN | mask::URING_WAKE);
+        // Without a key.
+        fake.first.wake_all(0);
+        assert_eq!(told.calls(), 2);
+        assert_eq!(told.events(), 0);
+        end(watch);
+        fake.first.wake_all(mask::IN as usize);
+        assert_eq!(told.calls(), 2);
+        assert!(!fake.first.is_active());
+        Ok(())
+    }
+
+    #[test]
+    fn dropped_a_grace_period_after_the_end() -> Result {
+        let (_fake, file) = Fake::new(1)?;
+        let told = told()?;
+        let (watch, _) = watch(&file, &told, 1, Sharing::All)?;
+        let early = {
+            let _guard = rcu::read_lock();
+
+            end(watch);
+            told.drops.load(Relaxed)
+        };
+
+        assert_eq!(early, 0);
+        rcu_barrier();
+        assert_eq!(told.drops.load(Relaxed), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn all_queues_of_a_file_are_watched() -> Result {
+        let (fake, file) = Fake::new(3)?;
+        let told = told()?;
+        let (watch, _) = watch(&file, &told, 1, Sharing::All)?;
+
+        for (queue, calls) in fake.queues().into_iter().zip(1..) {
+            queue.wake_all(mask::IN as usize);
+            assert_eq!(told.calls(), calls);
+        }
+        end(watch);
+        for queue in fake.queues() {
+            queue.wake_all(mask::IN as usize);
+            assert!(!queue.is_active());
+        }
+        assert_eq!(told.calls(), 3);
+        rcu_barrier();
+        assert_eq!(told.drops.load(Relaxed), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_without_queues_can_be_watched() -> Result {
+        let (_fake, file) = Fake::new(0)?;
+        let told = told()?;
+        let (watch, _) = watch(&file, &told, 1, Sharing::All)?;
+
+        end(watch);
+        rcu_barrier();
+        assert_eq!(told.drops.load(Relaxed), 1);
+        Ok(())
+    }
+
+    // The queue is freed, so KASAN tells if it is touched later.
+    #[test]
+    fn a_queue_that_is_freed_is_left_alone() -> Result {
+        let (fake, file) = Fake::new(1)?;
+        let told = told()?;
+        let early = KBox::pin_init(
+            PollCondVar::new(c"kunit_early", static_lock_class!()),
+            GFP_KERNEL,
+        )?;
+
+        fake.early.store(&raw const *early, Relaxed);
+
+        let (watch, _) = watch(&file, &told, 1, Sharing::All)?;
+        let entered = watch.first.queue.load(Relaxed);
+
+        assert_eq!(entered, fake.first.as_ptr());
+
+        fake.early.store(ptr::null(), Relaxed);
+        // POLLFREE, a grace period, and free.
+        drop(early);
+        assert_eq!(told.calls(), 1);
+        assert_eq!(told.events(), mask::HUP);
+        // The other queue is still watched.
+        fake.first.wake_all(mask::IN as usize);
+        assert_eq!(told.calls(), 2);
+        end(watch);
+        assert!(!fake.first.is_active());
+        Ok(())
+    }
+
+    #[test]
+    fn an_entry_of_a_queue_that_is_freed_is_in_none() -> Result {
+        let (fake, file) = Fake::new(0)?;
+        let told = told()?;
+        let early = PollCondVarBox::new(c"kunit_early", static_lock_class!())?;
+
+        fake.early.store(&raw const *early, Relaxed);
+
+        let (watch, _) = watch(&file, &told, 1, Sharing::First)?;
+
+        assert!(!watch.first.queue.load(Relaxed).is_null());
+        drop(early);
+        assert!(watch.first.queue.load(Relaxed).is_null());
+
+        // SAFETY: It is initialised, and in no queue.
+        let alone = unsafe {
+            let list = &raw mut (*watch.first.wait.get()).entry;
+
+            ptr::eq((*list).next, list) && ptr::eq((*list).prev, list)
+        };
+
+        assert!(alone);
+        end(watch);
+        Ok(())
+    }
+
+    /// A queue that is freed by another thread while the watch on it ends.
+    #[pin_data]
+    struct Race {
+        #[pin]
+        queue: SpinLock<Option<PollCondVarBox>>,
+        started: Atomic<u32>,
+        done: Atomic<u32>,
+    }
+
+    #[test]
+    fn the_end_races_with_the_freeing_of_the_queue() -> Result {
+        const ROUNDS: u32 = 5000;
+
+        let (fake, file) = Fake::new(0)?;
+        let told = told()?;
+        let race = Arc::pin_init(
+            pin_init!(Race {
+                queue <- new_spinlock!(None, "kunit_race"),
+                started: Atomic::new(0),
+                done: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )?;
+        let provider = race.clone();
+
+        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            for round in 1..=ROUNDS {
+                if !eventually(|| provider.started.load(Acquire) == round) {
+                    return;
+                }
+                let queue = provider.queue.lock().take();
+
+                spin(round % 61);
+                drop(queue);
+                provider.done.store(round, Release);
+            }
+        })?;
+
+        let mut told_of_it = 0;
+
+        for round in 1..=ROUNDS {
+            let queue = PollCondVarBox::new(c"kunit_early", static_lock_class!())?;
+
+            fake.early.store(&raw const *queue, Relaxed);
+
+            let (watch, _) = watch(&file, &told, 1, Sharing::All)?;
+            let before = told.calls();
+
+            *race.queue.lock() = Some(queue);
+            race.started.store(round, Release);
+            spin(round % 127);
+            end(watch);
+
+            // The handler is not running any more, nor is it called again.
+            let calls = told.calls() - before;
+
+            assert!(eventually(|| race.done.load(Acquire) == round));
+            assert_eq!(told.calls() - before, calls);
+            assert!(calls <= 1);
+            told_of_it += calls;
+        }
+        pr_info!("told of the freeing: {told_of_it} of {ROUNDS}\n");
+        rcu_barrier();
+        assert_eq!(told.drops.load(Relaxed), ROUNDS);
+        Ok(())
+    }
+
+    #[test]
+    fn the_end_races_with_wake_ups() -> Result {
+        const ROUNDS: u32 = 2000;
+
+        let (fake, file) = Fake::new(2)?;
+        let told = told()?;
+        // One: it is over.  Two: the waker knows.
+        let over = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let (waker_fake, waker_over) = (fake.clone(), over.clone());
+
+        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            while waker_over.load(Acquire) == 0 {
+                for _ in 0..100 {
+                    waker_fake.first.wake_one(mask::IN as usize);
+                    waker_fake.second.wake_one(mask::OUT as usize);
+                }
+                // In case that there is one processor only.
+                fsleep(Delta::from_micros(50));
+            }
+            waker_over.store(2, Release);
+        })?;
+
+        for round in 1..=ROUNDS {
+            let (watch, _) = watch(&file, &told, 1, Sharing::Turns)?;
+
+            spin(round % 127);
+            end(watch);
+
+            // There is no other watch.
+            let calls = told.calls();
+
+            spin(round % 61);
+            assert_eq!(told.calls(), calls);
+        }
+        over.store(1, Release);
+        assert!(eventually(|| over.load(Acquire) == 2));
+        rcu_barrier();
+        assert_eq!(told.drops.load(Relaxed), ROUNDS);
+        Ok(())
+    }
+
+    #[test]
+    fn the_first_that_deals_with_it_is_told() -> Result {
+        let (fake, file) = Fake::new(1)?;
+        let told = told()?;
+        let (first, _) = watch(&file, &told, 1, Sharing::First)?;
+        let (second, _) = watch(&file, &told, 2, Sharing::First)?;
+        let (all, _) = watch(&file, &told, 9, Sharing::All)?;
+
+        for _ in 0..2 {
+            assert!(fake.first.wake_one(mask::IN as usize));
+            assert_eq!(told.order(), 91);
+        }
+        first.handler().deals.store(false, Relaxed);
+        assert!(fake.first.wake_one(mask::IN as usize));
+        assert_eq!(told.order(), 912);
+        second.handler().deals.store(false, Relaxed);
+        assert!(!fake.first.wake_one(mask::IN as usize));
+        assert_eq!(told.order(), 912);
+        for watch in [first, second, all] {
+            end(watch);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn those_who_take_turns_are_told_one_after_the_other() -> Result {
+        let (fake, file) = Fake::new(1)?;
+        let told = told()?;
+        let (first, _) = watch(&file, &told, 1, Sharing::Turns)?;
+        let (second, _) = watch(&file, &told, 2, Sharing::Turns)?;
+        let (third, _) = watch(&file, &told, 3, Sharing::Turns)?;
+
+        for number in [1, 2, 3, 1, 2, 3, 1] {
+            assert!(fake.first.wake_one(mask::IN as usize));
+            assert_eq!(told.order(), number);
+        }
+        // Who has nobody to deal with it keeps its place.
+        second.handler().deals.store(false, Relaxed);
+        assert!(fake.first.wake_one(mask::IN as usize));
+        assert_eq!(told.order(), 23);
+        assert!(fake.first.wake_one(mask::IN as usize));
+        assert_eq!(told.order(), 21);
+        second.handler().deals.store(true, Relaxed);
+        assert!(fake.first.wake_one(mask::IN as usize));
+        assert_eq!(told.order(), 2);
+        for watch in [first, second, third] {
+            end(watch);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_wake_up_for_all_comes_once_to_those_who_take_turns() -> Result {
+        let (fake, file) = Fake::new(1)?;
+        let told = told()?;
+        let (first, _) = watch(&file, &told, 1, Sharing::Turns)?;
+        let (second, _) = watch(&file, &told, 2, Sharing::Turns)?;
+
+        for _ in 0..3 {
+            fake.first.wake_all(mask::IN as usize);
+            // In any order.
+            assert!(matches!(told.order(), 12 | 21));
+        }
+        end(first);
+        // Alone it is always its turn.
+        for _ in 0..3 {
+            assert!(fake.first.wake_one(mask::IN as usize));
+            assert_eq!(told.order(), 2);
+        }
+        end(second);
+        Ok(())
+    }
 }

@@ -23,16 +23,15 @@ use crate::{
 ///
 /// # Invariants
 ///
-/// - `used` is true if `target` and `head` are in use: they were handed to [`drop_after_grace`].
-/// - `target` is the object that this is a field of, once it is set.
+/// `target` is null until the object was handed to [`drop_after_grace`], which uses `head` then; it
+/// is the object that this is a field of from then on.
 #[repr(C)]
 pub struct RcuHead<T> {
     head: Opaque<bindings::callback_head>,
     target: Atomic<*const T>,
-    used: Atomic<bool>,
 }
 
-// SAFETY: `head` and `target` are written once, by whoever sets `used`.
+// SAFETY: `head` is written once, by whoever sets `target`.
 unsafe impl<T: Send + Sync> Send for RcuHead<T> {}
 // SAFETY: As above.
 unsafe impl<T: Send + Sync> Sync for RcuHead<T> {}
@@ -44,7 +43,6 @@ impl<T> RcuHead<T> {
         Self {
             head: Opaque::uninit(),
             target: Atomic::new(core::ptr::null()),
-            used: Atomic::new(false),
         }
     }
 }
@@ -68,18 +66,17 @@ pub trait HasRcuHead: Sized + Send + Sync {
 pub fn drop_after_grace<T: HasRcuHead>(object: Arc<T>) {
     let rcu = object.rcu_head();
 
-    if rcu.used.xchg(true, Relaxed) {
+    // INVARIANT: It is the object, and was null if this is the first time.
+    if !rcu.target.xchg(&raw const *object, Relaxed).is_null() {
         synchronize_rcu();
         return;
     }
 
     let head = rcu.head.get();
 
-    // INVARIANT: The target is set before the callback can be called.
-    rcu.target.store(&raw const *object, Relaxed);
     // The callback owns the reference now.
     core::mem::forget(object);
-    // SAFETY: By the invariant of `used` nobody else uses the head, and the reference that the
+    // SAFETY: By the invariant nobody else uses the head, and the reference that the
     // callback owns keeps it alive.
     unsafe { bindings::call_rcu(head, Some(run::<T>)) }
 }
@@ -97,4 +94,158 @@ unsafe extern "C" fn run<T: HasRcuHead>(head: *mut bindings::callback_head) {
 
     // SAFETY: By the requirements the target is an `Arc`'s, and the reference is ours.
     drop(unsafe { Arc::<T>::from_raw(target) });
+}
+
+#[cfg(CONFIG_RUST_RCU_DROP_KUNIT_TEST)]
+#[macros::kunit_tests(rust_rcu_drop)]
+mod tests {
+    use super::*;
+    use crate::{
+        prelude::*,
+        sync::{
+            atomic::{
+                Acquire,
+                Release, //
+            },
+            rcu::{
+                self,
+                rcu_barrier, //
+            }, //
+        },
+        time::{
+            delay::{
+                fsleep,
+                udelay, //
+            },
+            Delta, //
+        },
+        workqueue, //
+    };
+
+    /// Counts the drops.
+    struct Counted {
+        rcu: RcuHead<Self>,
+        drops: Arc<Atomic<u32>>,
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.drops.fetch_add(1, Relaxed);
+        }
+    }
+
+    impl HasRcuHead for Counted {
+        fn rcu_head(&self) -> &RcuHead<Self> {
+            &self.rcu
+        }
+    }
+
+    /// Makes an object, and the number of its drops.
+    fn counted() -> Result<(Arc<Counted>, Arc<Atomic<u32>>)> {
+        let drops = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let object = Counted {
+            rcu: RcuHead::default(),
+            drops: drops.clone(),
+        };
+
+        Ok((Arc::new(object, GFP_KERNEL)?, drops))
+    }
+
+    /// Waits until `flag` is so, but not for ever.
+    fn eventually(flag: &Atomic<bool>) -> bool {
+        (0..10_000).any(|_| {
+            flag.load(Acquire) || {
+                fsleep(Delta::from_millis(1));
+                false
+            }
+        })
+    }
+
+    /// What a reader and a writer in other threads say.
+    struct Steps {
+        reading: Atomic<bool>,
+        over: Atomic<bool>,
+        dropping: Atomic<bool>,
+        dropped: Atomic<bool>,
+    }
+
+    #[test]
+    fn dropped_after_a_grace_period_and_not_before() -> Result {
+        let (object, drops) = counted()?;
+        let early = {
+            let _guard = rcu::read_lock();
+
+            drop_after_grace(object);
+            // As long as a few grace periods take that do not wait for this reader.
+            for _ in 0..100 {
+                udelay(Delta::from_millis(1));
+            }
+            drops.load(Relaxed)
+        };
+
+        assert_eq!(early, 0);
+        rcu_barrier();
+        assert_eq!(drops.load(Relaxed), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn only_the_last_reference_drops() -> Result {
+        let (object, drops) = counted()?;
+
+        drop_after_grace(object.clone());
+        drop_after_grace(object.clone());
+        rcu_barrier();
+        assert_eq!(drops.load(Relaxed), 0);
+        drop(object);
+        assert_eq!(drops.load(Relaxed), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn the_second_reference_is_kept_for_a_grace_period() -> Result {
+        let (object, drops) = counted()?;
+        let steps = Steps {
+            reading: Atomic::new(false),
+            over: Atomic::new(false),
+            dropping: Atomic::new(false),
+            dropped: Atomic::new(false),
+        };
+        let steps = Arc::new(steps, GFP_KERNEL)?;
+
+        // So that the one below is the second.
+        drop_after_grace(object.clone());
+        rcu_barrier();
+
+        let reader = steps.clone();
+        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            let _guard = rcu::read_lock();
+
+            reader.reading.store(true, Release);
+            for _ in 0..5000 {
+                if reader.over.load(Acquire) {
+                    break;
+                }
+                udelay(Delta::from_millis(1));
+            }
+        })?;
+        assert!(eventually(&steps.reading));
+
+        let writer = steps.clone();
+        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            writer.dropping.store(true, Release);
+            drop_after_grace(object);
+            writer.dropped.store(true, Release);
+        })?;
+        assert!(eventually(&steps.dropping));
+        fsleep(Delta::from_millis(100));
+
+        let early = drops.load(Relaxed);
+
+        steps.over.store(true, Release);
+        assert_eq!(early, 0);
+        assert!(eventually(&steps.dropped));
+        assert_eq!(drops.load(Relaxed), 1);
+        Ok(())
+    }
 }

@@ -125,6 +125,7 @@ impl WaitQueueHead {
     }
 
     /// Returns a raw pointer to the inner C struct.
+    #[inline]
     pub fn as_ptr(&self) -> *mut bindings::wait_queue_head {
         self.inner.get()
     }
@@ -281,5 +282,262 @@ fn sleep_until(deadline: Deadline) -> bool {
             bindings::hrtimer_mode_HRTIMER_MODE_ABS,
             clock,
         ) == 0
+    }
+}
+
+#[cfg(CONFIG_RUST_WAIT_KUNIT_TEST)]
+#[macros::kunit_tests(rust_wait)]
+mod tests {
+    use super::*;
+    use crate::{
+        sync::{
+            atomic::{
+                Acquire,
+                Atomic,
+                Full,
+                Relaxed,
+                Release, //
+            },
+            Arc, //
+        },
+        time::{
+            delay::fsleep,
+            Delta,
+            Instant,
+            Monotonic, //
+        },
+        workqueue, //
+    };
+
+    /// A queue, and what those who wait in it do.
+    #[pin_data]
+    struct Room {
+        #[pin]
+        queue: WaitQueueHead,
+        /// How often somebody has entered the queue and found that there is no ticket.
+        looks: Atomic<u32>,
+        /// How many may leave.
+        tickets: Atomic<u32>,
+        /// The numbers of those who have left, one decimal digit each.
+        left: Atomic<u32>,
+    }
+
+    fn room() -> Result<Arc<Room>> {
+        Arc::pin_init(
+            pin_init!(Room {
+                queue <- new_wait_queue_head!("kunit_room"),
+                looks: Atomic::new(0),
+                tickets: Atomic::new(0),
+                left: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    impl Room {
+        /// Takes a ticket, if there is one.
+        fn take_ticket(&self) -> Option<()> {
+            let mut tickets = self.tickets.load(Relaxed);
+
+            while tickets > 0 {
+                match self.tickets.cmpxchg(tickets, tickets - 1, Full) {
+                    Ok(_) => return Some(()),
+                    Err(now) => tickets = now,
+                }
+            }
+            None
+        }
+
+        /// Lets somebody wait for a ticket; returns whether that is in the queue, in the end.
+        fn enter(self: &Arc<Self>, number: u32, threshold: usize, order: Order) -> Result<bool> {
+            let room = self.clone();
+            let before = self.looks.load(Acquire);
+
+            workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+                let result = room
+                    .queue
+                    .wait_exclusive(threshold, order, Deadline::Never, || {
+                        let ticket = room.take_ticket();
+
+                        if ticket.is_none() {
+                            room.looks.fetch_add(1, Release);
+                        }
+                        ticket
+                    });
+
+                if result == Ok(Some(())) {
+                    let mut left = room.left.load(Relaxed);
+
+                    while let Err(now) = room.left.cmpxchg(left, left * 10 + number, Full) {
+                        left = now;
+                    }
+                }
+            })?;
+            Ok(eventually(|| self.looks.load(Acquire) > before))
+        }
+
+        /// Returns whether those who have left are these, in the end.
+        fn have_left(&self, numbers: u32) -> bool {
+            eventually(|| self.left.load(Acquire) == numbers)
+        }
+    }
+
+    /// Waits until `condition` is so, but not for ever.
+    fn eventually(mut condition: impl FnMut() -> bool) -> bool {
+        (0..10_000).any(|_| {
+            condition() || {
+                fsleep(Delta::from_millis(1));
+                false
+            }
+        })
+    }
+
+    fn now() -> i64 {
+        Instant::<Monotonic>::now().as_nanos()
+    }
+
+    fn in_milliseconds(milliseconds: i64) -> Deadline {
+        Deadline::At {
+            expires: now() + milliseconds * 1_000_000,
+            slack: 0,
+            // CAST: It is a small number.
+            clock: bindings::CLOCK_MONOTONIC as i32,
+        }
+    }
+
+    #[test]
+    fn does_not_wait_for_what_is_so() -> Result {
+        let room = room()?;
+
+        for deadline in [Deadline::Now, Deadline::Never, in_milliseconds(0)] {
+            let result = room
+                .queue
+                .wait_exclusive(1, Order::Fifo, deadline, || Some(7));
+
+            assert_eq!(result, Ok(Some(7)));
+            assert!(!room.queue.is_active());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn looks_once_if_it_is_not_to_wait() -> Result {
+        let room = room()?;
+        let mut looks = 0;
+        let result = room
+            .queue
+            .wait_exclusive(1, Order::Lifo, Deadline::Now, || -> Option<()> {
+                looks += 1;
+                None
+            });
+
+        assert_eq!(result, Ok(None));
+        assert_eq!(looks, 1);
+        assert!(!room.queue.is_active());
+        Ok(())
+    }
+
+    #[test]
+    fn a_deadline_is_not_early() -> Result {
+        let room = room()?;
+
+        for order in [Order::Fifo, Order::Lifo] {
+            let start = now();
+            let result =
+                room.queue
+                    .wait_exclusive(1, order, in_milliseconds(20), || -> Option<()> { None });
+
+            assert_eq!(result, Ok(None));
+            assert!(now() - start >= 20_000_000);
+            assert!(!room.queue.is_active());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_key_below_the_threshold_wakes_nobody() -> Result {
+        let room = room()?;
+
+        assert!(room.enter(1, 5, Order::Fifo)?);
+        room.tickets.store(1, Release);
+        assert!(!room.queue.wake_one(4));
+        room.queue.wake_all(4);
+        fsleep(Delta::from_millis(50));
+        assert_eq!(room.left.load(Acquire), 0);
+        assert!(room.queue.is_active());
+        assert!(room.queue.wake_one(5));
+        assert!(room.have_left(1));
+        assert!(!room.queue.is_active());
+        Ok(())
+    }
+
+    #[test]
+    fn a_wake_up_passes_those_by_whose_threshold_is_higher() -> Result {
+        let room = room()?;
+
+        assert!(room.enter(1, 9, Order::Fifo)?);
+        assert!(room.enter(2, 3, Order::Fifo)?);
+        room.tickets.store(1, Release);
+        assert!(room.queue.wake_one(3));
+        assert!(room.have_left(2));
+        room.tickets.store(1, Release);
+        assert!(room.queue.wake_one(usize::MAX));
+        assert!(room.have_left(21));
+        Ok(())
+    }
+
+    #[test]
+    fn the_first_or_the_last_is_woken_first() -> Result {
+        for (order, steps) in [
+            (Order::Fifo, [1, 12, 123]),
+            (Order::Lifo, [3, 32, 321]), //
+        ] {
+            let room = room()?;
+
+            for number in 1..=3 {
+                assert!(room.enter(number, 1, order)?);
+            }
+            for step in steps {
+                room.tickets.fetch_add(1, Release);
+                assert!(room.queue.wake_one(1));
+                assert!(room.have_left(step));
+            }
+            assert!(!room.queue.wake_one(1));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn who_was_woken_for_nothing_waits_on() -> Result {
+        let room = room()?;
+
+        assert!(room.enter(1, 1, Order::Lifo)?);
+        // There is no ticket.
+        assert!(room.queue.wake_one(1));
+        assert!(eventually(|| room.looks.load(Acquire) == 2));
+        assert!(room.queue.is_active());
+        room.tickets.store(1, Release);
+        assert!(room.queue.wake_one(1));
+        assert!(room.have_left(1));
+        Ok(())
+    }
+
+    #[test]
+    fn all_are_woken_whose_threshold_is_low_enough() -> Result {
+        let room = room()?;
+
+        for (number, threshold) in [(1, 1), (2, 8), (3, 2)] {
+            assert!(room.enter(number, threshold, Order::Fifo)?);
+        }
+        room.tickets.store(3, Release);
+        room.queue.wake_all(2);
+        assert!(eventually(|| room.tickets.load(Acquire) == 1));
+        fsleep(Delta::from_millis(50));
+        assert_eq!(room.tickets.load(Acquire), 1);
+        assert!(room.queue.is_active());
+        room.queue.wake_all(usize::MAX);
+        assert!(eventually(|| room.left.load(Acquire) > 100));
+        assert_eq!(room.left.load(Acquire) % 10, 2);
+        Ok(())
     }
 }

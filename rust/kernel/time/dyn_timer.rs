@@ -238,3 +238,353 @@ impl<H: TimerHandler> Control<'_, H> {
         unsafe { bindings::hrtimer_cancel(self.timer.timer.get()) != 0 }
     }
 }
+
+#[cfg(CONFIG_RUST_DYN_TIMER_KUNIT_TEST)]
+#[macros::kunit_tests(rust_dyn_timer)]
+mod tests {
+    use super::*;
+    use crate::{
+        sync::{
+            atomic::{
+                Acquire,
+                Atomic,
+                Relaxed,
+                Release, //
+            },
+            Arc, //
+        },
+        time::{
+            delay::fsleep,
+            BootTime,
+            Delta,
+            Instant,
+            Monotonic,
+            RealTime,
+            Tai, //
+        },
+        workqueue, //
+    };
+
+    const MILLISECOND: i64 = 1_000_000;
+    const HOUR: i64 = 3_600_000 * MILLISECOND;
+
+    /// What is left of a timer when it is gone.
+    struct Traces {
+        /// How often the handler was called.
+        calls: Atomic<u32>,
+        /// How often it returned.
+        returns: Atomic<u32>,
+        /// When it was called last.
+        at: Atomic<i64>,
+        /// How many intervals have passed, as it was told.
+        intervals: Atomic<u64>,
+        /// Whether whoever started it elsewhere has let go of it.
+        alone: Atomic<bool>,
+        /// Whether it was dropped, and whether the handler was called later.
+        dropped: Atomic<bool>,
+        late: Atomic<bool>,
+    }
+
+    struct Recorder {
+        traces: Arc<Traces>,
+        /// How often the timer expires before it stops by itself.
+        limit: u32,
+        interval: i64,
+        /// How many milliseconds the handler takes.
+        takes: i64,
+    }
+
+    impl TimerHandler for Recorder {
+        fn expired(&self, timer: &mut Expired<'_>) -> Next {
+            let traces = &self.traces;
+
+            traces.at.store(now(), Relaxed);
+            if traces.dropped.load(Acquire) {
+                traces.late.store(true, Relaxed);
+            }
+
+            let calls = traces.calls.fetch_add(1, Release) + 1;
+
+            while now() - traces.at.load(Relaxed) < self.takes * MILLISECOND {
+                core::hint::spin_loop();
+            }
+
+            let next = if calls < self.limit {
+                let passed = timer.forward(self.interval);
+
+                traces.intervals.fetch_add(passed, Relaxed);
+                Next::Again
+            } else {
+                Next::Stop
+            };
+
+            traces.returns.fetch_add(1, Release);
+            next
+        }
+    }
+
+    fn now() -> i64 {
+        Instant::<Monotonic>::now().as_nanos()
+    }
+
+    fn now_of(clock: Clock) -> i64 {
+        match clock {
+            Clock::Monotonic => now(),
+            Clock::Realtime => Instant::<RealTime>::now().as_nanos(),
+            Clock::Boottime => Instant::<BootTime>::now().as_nanos(),
+            Clock::Tai => Instant::<Tai>::now().as_nanos(),
+        }
+    }
+
+    /// Makes a timer that expires `limit` times, and whose handler takes `takes` milliseconds.
+    fn timer(limit: u32, takes: i64) -> Result<(Arc<DynTimer<Recorder>>, Arc<Traces>)> {
+        let traces = Traces {
+            calls: Atomic::new(0),
+            returns: Atomic::new(0),
+            at: Atomic::new(0),
+            intervals: Atomic::new(0),
+            alone: Atomic::new(false),
+            dropped: Atomic::new(false),
+            late: Atomic::new(false),
+        };
+        let traces = Arc::new(traces, GFP_KERNEL)?;
+        let recorder = Recorder {
+            traces: traces.clone(),
+            limit,
+            interval: MILLISECOND,
+            takes,
+        };
+
+        Ok((Arc::pin_init(DynTimer::new(recorder), GFP_KERNEL)?, traces))
+    }
+
+    /// Waits until the handler has returned `times` times, but not for ever.
+    fn returned(traces: &Traces, times: u32) -> bool {
+        (0..10_000).any(|_| {
+            traces.returns.load(Acquire) >= times || {
+                fsleep(Delta::from_millis(1));
+                false
+            }
+        })
+    }
+
+    /// Waits until the handler is called of a timer that was started elsewhere.
+    ///
+    /// This processor is kept busy, so that it is called on another one, but not for ever.
+    fn called(traces: &Traces) -> bool {
+        let start = now();
+        let is_so = || traces.calls.load(Acquire) > 0 && traces.alone.load(Acquire);
+
+        while !is_so() && now() - start < 1000 * MILLISECOND {
+            core::hint::spin_loop();
+        }
+        (0..10_000).any(|_| {
+            is_so() || {
+                fsleep(Delta::from_millis(1));
+                false
+            }
+        })
+    }
+
+    /// Starts `timer` on another processor, if there is one that is idle.
+    fn start_elsewhere(timer: &Arc<DynTimer<Recorder>>) -> Result {
+        let timer = timer.clone();
+
+        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            let traces = timer.handler().traces.clone();
+
+            timer
+                .control()
+                .start(Clock::Monotonic, Expires::In(MILLISECOND));
+            drop(timer);
+            traces.alone.store(true, Release);
+        })?;
+        Ok(())
+    }
+
+    #[test]
+    fn expires_once_and_not_early_on_each_clock() -> Result {
+        const TIME: i64 = 2 * MILLISECOND;
+
+        for clock in [
+            Clock::Monotonic,
+            Clock::Realtime,
+            Clock::Boottime,
+            Clock::Tai,
+        ] {
+            for absolute in [false, true] {
+                let (timer, traces) = timer(1, 0)?;
+                let start = now();
+                let expires = if absolute {
+                    Expires::At(now_of(clock) + TIME)
+                } else {
+                    Expires::In(TIME)
+                };
+
+                timer.control().start(clock, expires);
+                assert!(returned(&traces, 1));
+                assert!(traces.at.load(Relaxed) >= start + TIME);
+                fsleep(Delta::from_millis(5));
+                assert_eq!(traces.calls.load(Relaxed), 1);
+                assert!(!timer.control().cancel());
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_time_that_is_over_expires_at_once() -> Result {
+        for expires in [
+            Expires::At(0),
+            Expires::At(-1),
+            Expires::In(0),
+            Expires::In(i64::MIN),
+        ] {
+            let (timer, traces) = timer(1, 0)?;
+
+            timer.control().start(Clock::Realtime, expires);
+            assert!(returned(&traces, 1));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_time_too_far_away_never_comes() -> Result {
+        for expires in [Expires::At(i64::MAX), Expires::In(i64::MAX)] {
+            let (timer, traces) = timer(1, 0)?;
+
+            timer.control().start(Clock::Boottime, expires);
+            fsleep(Delta::from_millis(10));
+            assert_eq!(traces.calls.load(Acquire), 0);
+            assert!(timer.control().cancel());
+            assert!(!timer.control().cancel());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn expires_again_until_its_handler_stops_it() -> Result {
+        let (timer, traces) = timer(5, 0)?;
+        let start = now();
+
+        timer
+            .control()
+            .start(Clock::Monotonic, Expires::In(MILLISECOND));
+        assert!(returned(&traces, 5));
+        fsleep(Delta::from_millis(10));
+        assert_eq!(traces.calls.load(Relaxed), 5);
+        assert!(!timer.control().cancel());
+        // The first interval, and what the four other calls were told.
+        assert!(traces.intervals.load(Relaxed) >= 4);
+        assert!(traces.at.load(Relaxed) - start >= 5 * MILLISECOND);
+        Ok(())
+    }
+
+    #[test]
+    fn forward_counts_the_intervals_that_were_missed() -> Result {
+        // The handler takes ten intervals before it forwards the timer.
+        let (timer, traces) = timer(2, 10)?;
+
+        timer
+            .control()
+            .start(Clock::Monotonic, Expires::In(MILLISECOND));
+        assert!(returned(&traces, 2));
+        assert!(traces.intervals.load(Relaxed) >= 10);
+        Ok(())
+    }
+
+    #[test]
+    fn cancel_ends_a_periodic_timer() -> Result {
+        let (timer, traces) = timer(u32::MAX, 0)?;
+
+        timer
+            .control()
+            .start(Clock::Monotonic, Expires::In(MILLISECOND));
+        assert!(returned(&traces, 3));
+        assert!(timer.control().cancel());
+
+        let calls = traces.calls.load(Acquire);
+
+        fsleep(Delta::from_millis(20));
+        assert_eq!(traces.calls.load(Acquire), calls);
+        Ok(())
+    }
+
+    #[test]
+    fn cancel_waits_for_the_handler() -> Result {
+        let mut met = 0;
+
+        for _ in 0..20 {
+            // It wants to expire again.
+            let (timer, traces) = timer(2, 5)?;
+
+            start_elsewhere(&timer)?;
+            assert!(called(&traces));
+            met += u32::from(traces.returns.load(Acquire) == 0);
+            timer.control().cancel();
+
+            let (calls, returns) = (traces.calls.load(Acquire), traces.returns.load(Acquire));
+
+            assert_eq!(calls, returns);
+            fsleep(Delta::from_millis(3));
+            assert_eq!(traces.calls.load(Acquire), calls);
+        }
+        pr_info!("cancelled while the handler ran: {met} of 20\n");
+        Ok(())
+    }
+
+    #[test]
+    fn start_replaces_the_time_and_the_clock() -> Result {
+        let (timer, traces) = timer(1, 0)?;
+
+        timer.control().start(Clock::Monotonic, Expires::In(HOUR));
+        timer
+            .control()
+            .start(Clock::Tai, Expires::At(now_of(Clock::Tai) + MILLISECOND));
+        assert!(returned(&traces, 1));
+        assert!(!timer.control().cancel());
+
+        // And the other way round.
+        timer
+            .control()
+            .start(Clock::Realtime, Expires::In(100 * MILLISECOND));
+        timer.control().start(Clock::Boottime, Expires::In(HOUR));
+        fsleep(Delta::from_millis(200));
+        assert_eq!(traces.calls.load(Acquire), 1);
+        assert!(timer.control().cancel());
+        Ok(())
+    }
+
+    #[test]
+    fn a_timer_that_is_dropped_does_not_expire() -> Result {
+        let (timer, traces) = timer(1, 0)?;
+
+        timer
+            .control()
+            .start(Clock::Monotonic, Expires::In(20 * MILLISECOND));
+        drop(timer);
+        fsleep(Delta::from_millis(50));
+        assert_eq!(traces.calls.load(Acquire), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn drop_waits_for_the_handler() -> Result {
+        let mut met = 0;
+
+        for _ in 0..20 {
+            let (timer, traces) = timer(2, 5)?;
+
+            start_elsewhere(&timer)?;
+            assert!(called(&traces));
+            met += u32::from(traces.returns.load(Acquire) == 0);
+            drop(timer);
+            traces.dropped.store(true, Release);
+            assert_eq!(traces.calls.load(Acquire), traces.returns.load(Acquire));
+            fsleep(Delta::from_millis(3));
+            assert!(!traces.late.load(Relaxed));
+        }
+        pr_info!("dropped while the handler ran: {met} of 20\n");
+        Ok(())
+    }
+}

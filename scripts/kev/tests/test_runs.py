@@ -78,14 +78,15 @@ class RunsTest(unittest.TestCase):
         tally, output = test.Tally(), io.StringIO()
         with mock.patch("kev.setup.why_not_32", return_value="no libc"), \
                 contextlib.redirect_stdout(output):
-            test.selftests(tally, None, "selftests32", bits=32)
+            test.selftests(tally, argparse.Namespace(arch=None), "selftests32", bits=32)
         self.assertEqual(output.getvalue(), "  skip  32-bit programs: no libc\n")
         self.assertEqual(tally.counts(), "0 passed, 0 failed, 1 skipped")
 
 
 class StepsTest(unittest.TestCase):
-    def chosen(self, *steps, long=False, debug=False):
-        return test.chosen(argparse.Namespace(steps=list(steps), long=long, debug=debug))
+    def chosen(self, *steps, long=False, debug=False, arch=None):
+        return test.chosen(argparse.Namespace(steps=list(steps), long=long, debug=debug,
+                                              arch=arch))
 
     def test_default_leaves_out_what_takes_long(self):
         self.assertEqual(set(test.STEPS) - set(self.chosen()), set(test.LONG_STEPS))

@@ -12,8 +12,8 @@ use kevent::Event;
 use crate::abi::{self, Slot, Ukevent};
 use crate::consumer::{Backend, Consumer, Slots};
 use crate::events::{
-    After, Entry, Events, Find, Header, Parts, Payload, Pending, Post, Record, Refused, Seen,
-    Terms, Trigger, Update,
+    After, Claim, Entry, Events, Find, Header, Parts, Payload, Pending, Post, Record, Refused,
+    Seen, Terms, Trigger, Update,
 };
 use crate::ring::{Ring, SlotMemory};
 use crate::sync::{AtomicU32, AtomicU64, Mutex};
@@ -82,7 +82,14 @@ impl SlotMemory for Arc<Memory> {
         }
     }
 
-    fn store_release(&self, slot: u32, word: u64) {
+    fn publish(&self, slot: u32, payload: &Payload, word: u64) {
+        {
+            let slot = &self.slots[slot as usize];
+            slot.user_data.store(payload.user_data, Relaxed);
+            slot.ident.store(payload.ident, Relaxed);
+            slot.source.store(payload.source, Relaxed);
+            slot.tag.store(payload.tag, Relaxed);
+        }
         if self.faults.no_generation {
             self.kept[slot as usize].store(word & GEN, Relaxed);
         }
@@ -112,14 +119,6 @@ impl SlotMemory for Arc<Memory> {
             return same;
         }
         word.compare_exchange(old, new, AcqRel, Relaxed).is_ok()
-    }
-
-    fn write_payload(&self, slot: u32, payload: &Payload) {
-        let slot = &self.slots[slot as usize];
-        slot.user_data.store(payload.user_data, Relaxed);
-        slot.ident.store(payload.ident, Relaxed);
-        slot.source.store(payload.source, Relaxed);
-        slot.tag.store(payload.tag, Relaxed);
     }
 
     fn full_barrier(&self) {
@@ -416,7 +415,8 @@ impl Kernel {
     //
 
     pub(crate) fn report(&self, id: u32, update: Update) -> Post {
-        self.locked(|queue| queue.post(id, update))
+        self.locked(|queue| queue.post(id, update, |_| true))
+            .unwrap_or(Post::Nothing)
     }
 
     pub(crate) fn post(&self, id: u32, bits: u32) -> Post {
@@ -463,7 +463,7 @@ impl Kernel {
     }
 
     pub(crate) fn claim(&self, event: &Found, so: bool, untouched: bool) -> bool {
-        self.locked(|queue| queue.claim(event, so, untouched))
+        self.locked(|queue| queue.claim(event, so, untouched)) != Claim::Failed
     }
 
     /// A consumer, the library's.

@@ -93,6 +93,8 @@ mod abi {
     use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Word};
     pub(crate) use kevent::abi::*;
 
+    // As C has it, for the consumer in C.
+    #[repr(C)]
     #[derive(Debug, Default)]
     pub(crate) struct Slot {
         pub(crate) word: Word,
@@ -109,9 +111,22 @@ mod event {
 
 use kevent::RingStats;
 
+#[cfg(not(kevq))]
 #[path = "../../kevent/src/consumer.rs"]
 #[allow(dead_code)]
 mod consumer;
+
+// The crate kevq-tests is this file, too, but the consumer that it tests is in C.
+#[cfg(kevq)]
+#[path = "../../c/tests/consumer.rs"]
+mod consumer;
+#[cfg(kevq)]
+#[path = "../../kevent/src/consumer_tests.rs"]
+mod consumer_tests;
+#[cfg(kevq)]
+#[path = "../../kevent/src/consumer.rs"]
+#[allow(dead_code)]
+mod rust_consumer;
 
 // The kernel's style is not to be judged here.
 #[path = "../../../rust/kevent/events.rs"]

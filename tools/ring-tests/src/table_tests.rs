@@ -126,3 +126,42 @@ fn what_is_not_there_is_in_no_list() {
     }
     assert_eq!((list.first(), list.len()), (None, 0));
 }
+
+proptest::proptest! {
+    /// Entries are found by their hash, and only those that were added, however the hashes meet
+    /// and while the table grows.
+    #[test]
+    fn entries_are_found_by_their_hash(
+        steps in proptest::collection::vec((0_u32..4, proptest::num::u32::ANY, 0_u32..200), 1..400),
+        bits in 0_u32..=32,
+    ) {
+        let mut table = table(16);
+        let mut hashes = std::collections::BTreeMap::new();
+        for (step, hash, id) in steps {
+            // Few different hashes, so that buckets are shared.
+            let hash = hash & 1_u32.checked_shl(bits).map_or(u32::MAX, |bit| bit - 1);
+            if step > 0 {
+                while id >= table.size() {
+                    grow(&mut table);
+                }
+                if let std::collections::btree_map::Entry::Vacant(room) = hashes.entry(id) {
+                    room.insert(hash);
+                    table.add(id, hash);
+                }
+            } else if hashes.remove(&id).is_some() {
+                table.forget(id);
+            } else {
+                // What is in no bucket is not missed in one.
+                table.forget(id);
+            }
+            for id in 0..table.size() {
+                let hash = hashes.get(&id).copied();
+                let found = |hash| table.find(hash, |&it| it == id);
+                proptest::prop_assert_eq!(hash.and_then(found), hash.map(|_| id));
+                if hash != Some(1) {
+                    proptest::prop_assert_eq!(found(1), None);
+                }
+            }
+        }
+    }
+}

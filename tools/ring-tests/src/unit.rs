@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::abi;
 use crate::consumer::{Backend, Consumer, Slots};
-use crate::events::{After, Pending, Post, Refused, Seen, Terms, Trigger, Update};
+use crate::events::{After, Claim, Pending, Post, Refused, Seen, Terms, Trigger, Update};
 use crate::kernel::{claim_at, level, one_shot, terms, whole, Item, Kernel, Plan};
 
 /// Claims with the library's consumer: names and values.
@@ -422,15 +422,18 @@ fn level_triggered_events_are_looked_at_and_told_of() {
     assert!(!level_ready(&kernel));
     assert_eq!(kernel.count(9), 0);
 
-    // A report while the kernel looks is noticed.
+    // A report while the kernel looks is noticed, and is news to those who poll the queue: the
+    // call goes on without it.
     kernel.post(id, 1);
     let stale = kernel.find().unwrap();
-    kernel.post(id, 1);
-    assert!(!kernel.claim(&stale, false, true));
+    assert_eq!(kernel.post(id, 1), Post::Merged);
+    let claim = kernel.locked(|queue| queue.claim(&stale, false, true));
+    assert_eq!(claim, Claim::Anew);
     assert!(level_ready(&kernel));
     let fresh = kernel.find().unwrap();
     assert!(!kernel.claim(&stale, true, true), "somebody else has it");
-    assert!(kernel.claim(&fresh, false, true));
+    let claim = kernel.locked(|queue| queue.claim(&fresh, false, true));
+    assert_eq!(claim, Claim::Done);
     assert!(!level_ready(&kernel));
 }
 
