@@ -22,8 +22,8 @@
 #include <sys/ioctl.h>
 
 #define DEFAULT_CALLS	20000
-#define MAX_STEPS	32
-#define MAX_KEPT	1024
+#define MAX_STEPS	128
+#define MAX_KEPT	512
 
 /*
  * The world in which a sequence runs
@@ -641,14 +641,19 @@ static void mutate(struct sequence *q, const struct sequence *other, __u64 *rand
 	}
 }
 
+#define STEPS_A_LINE 64	/* of the kernel's log, which has no longer ones */
+
+/* As KEVENT_FUZZ_RUN wants it, if the lines are put together */
 static void trace_sequence(const struct sequence *q)
 {
-	char text[MAX_STEPS * 12 + 32] = "KEVENT_FUZZ_RUN=";
-	int len = strlen(text);
+	for (int from = 0; from < q->len; from += STEPS_A_LINE) {
+		char text[STEPS_A_LINE * 12 + 32];
+		int len = sprintf(text, "KEVENT_FUZZ_RUN %d: ", from);
 
-	for (int i = 0; i < q->len; i++)
-		len += sprintf(text + len, "%s%#llx", i ? "," : "", q->steps[i]);
-	write_file("/dev/kmsg", text);
+		for (int i = from; i < q->len && i < from + STEPS_A_LINE; i++)
+			len += sprintf(text + len, "%#llx,", q->steps[i]);
+		write_file("/dev/kmsg", text);
+	}
 }
 
 static void parse_sequence(struct sequence *q, const char *text)

@@ -68,7 +68,8 @@ def qemu(machine, image, folder, icount=False, memory=MEMORY):
                  "-m", memory, "-nographic", "-no-reboot", "-kernel", image,
                  "-initrd", cross.need_guest(machine),
                  "-append", f"console={machine.qemu.console} panic=-1 numa=fake=2 "
-                 f'KEVENT_CACHE="{config.CACHE}" KEVENT_RUN="{folder}"']
+                 f'KEVENT_CACHE="{config.CACHE}" KEVENT_RUN="{folder}"'
+                 + (" KEVENT_ICOUNT=1" if icount else "")]
     for name, path, options in (("cache", config.CACHE, ",readonly=on"), ("run", folder, "")):
         arguments += ["-fsdev", f"local,id={name},path={path},security_model=none"
                       f",multidevs=remap{options}",
@@ -216,5 +217,5 @@ def shell(kernel, icount=False):
     env = environment()
     if icount:
         env["KEVENT_ICOUNT"] = "1"
-    return subprocess.run(command(kernel.image, folder, kvm, icount), env=env,
+    return subprocess.run(command(kernel.image, folder, kvm, icount, machine=machine), env=env,
                           cwd=config.CHECKOUT).returncode

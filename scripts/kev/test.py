@@ -428,7 +428,7 @@ def command(options):
     """Run the steps that were chosen; gives the exit status."""
     if options.list:
         for name, function in STEPS.items():
-            ui.say(f"{name:11} {function.__doc__}"
+            ui.say(f"{name:17} {function.__doc__}"
                    + (" (takes long)" if name in LONG_STEPS else ""))
         return 0
     rows, total = [], Tally()
@@ -448,6 +448,6 @@ def command(options):
         total.adds(tally)
     ui.say()
     for name, tally, elapsed in rows:
-        ui.say(f"{'FAIL' if tally.failed else 'ok':5} {name:11} {elapsed:>7}  {tally.counts()}")
+        ui.say(f"{'FAIL' if tally.failed else 'ok':5} {name:17} {elapsed:>7}  {tally.counts()}")
     ui.say(total.counts())
     return 1 if total.failed else 0

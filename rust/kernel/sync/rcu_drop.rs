@@ -113,11 +113,10 @@ mod tests {
             }, //
         },
         time::{
-            delay::{
-                fsleep,
-                udelay, //
-            },
-            Delta, //
+            delay::fsleep,
+            Delta,
+            Instant,
+            Monotonic, //
         },
         workqueue, //
     };
@@ -151,6 +150,15 @@ mod tests {
         Ok((Arc::new(object, GFP_KERNEL)?, drops))
     }
 
+    /// Takes as long as a few grace periods that do not wait for the caller, without sleeping.
+    fn keep_busy() {
+        let start = Instant::<Monotonic>::now();
+
+        while start.elapsed() < Delta::from_millis(100) {
+            core::hint::spin_loop();
+        }
+    }
+
     /// Waits until `flag` is so, but not for ever.
     fn eventually(flag: &Atomic<bool>) -> bool {
         (0..10_000).any(|_| {
@@ -161,11 +169,9 @@ mod tests {
         })
     }
 
-    /// What a reader and a writer in other threads say.
+    /// What a reader and another thread tell each other.
     struct Steps {
         reading: Atomic<bool>,
-        over: Atomic<bool>,
-        dropping: Atomic<bool>,
         dropped: Atomic<bool>,
     }
 
@@ -176,10 +182,7 @@ mod tests {
             let _guard = rcu::read_lock();
 
             drop_after_grace(object);
-            // As long as a few grace periods take that do not wait for this reader.
-            for _ in 0..100 {
-                udelay(Delta::from_millis(1));
-            }
+            keep_busy();
             drops.load(Relaxed)
         };
 
@@ -207,42 +210,28 @@ mod tests {
         let (object, drops) = counted()?;
         let steps = Steps {
             reading: Atomic::new(false),
-            over: Atomic::new(false),
-            dropping: Atomic::new(false),
             dropped: Atomic::new(false),
         };
         let steps = Arc::new(steps, GFP_KERNEL)?;
+        let other = steps.clone();
 
         // So that the one below is the second.
         drop_after_grace(object.clone());
         rcu_barrier();
-
-        let reader = steps.clone();
         workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            eventually(&other.reading);
+            drop_after_grace(object);
+            other.dropped.store(true, Release);
+        })?;
+
+        let early = {
             let _guard = rcu::read_lock();
 
-            reader.reading.store(true, Release);
-            for _ in 0..5000 {
-                if reader.over.load(Acquire) {
-                    break;
-                }
-                udelay(Delta::from_millis(1));
-            }
-        })?;
-        assert!(eventually(&steps.reading));
+            steps.reading.store(true, Release);
+            keep_busy();
+            drops.load(Relaxed)
+        };
 
-        let writer = steps.clone();
-        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
-            writer.dropping.store(true, Release);
-            drop_after_grace(object);
-            writer.dropped.store(true, Release);
-        })?;
-        assert!(eventually(&steps.dropping));
-        fsleep(Delta::from_millis(100));
-
-        let early = drops.load(Relaxed);
-
-        steps.over.store(true, Release);
         assert_eq!(early, 0);
         assert!(eventually(&steps.dropped));
         assert_eq!(drops.load(Relaxed), 1);

@@ -290,6 +290,7 @@ fn sleep_until(deadline: Deadline) -> bool {
 mod tests {
     use super::*;
     use crate::{
+        error::from_err_ptr,
         sync::{
             atomic::{
                 Acquire,
@@ -305,8 +306,7 @@ mod tests {
             Delta,
             Instant,
             Monotonic, //
-        },
-        workqueue, //
+        }, //
     };
 
     /// A queue, and what those who wait in it do.
@@ -353,7 +353,7 @@ mod tests {
             let room = self.clone();
             let before = self.looks.load(Acquire);
 
-            workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            spawn(move || {
                 let result = room
                     .queue
                     .wait_exclusive(threshold, order, Deadline::Never, || {
@@ -380,6 +380,38 @@ mod tests {
         fn have_left(&self, numbers: u32) -> bool {
             eventually(|| self.left.load(Acquire) == numbers)
         }
+    }
+
+    /// Calls `f` in a thread of its own.
+    ///
+    /// A thread of a work queue will not do: it may be woken once more than it was idle.
+    fn spawn<F: FnOnce() + Send + 'static>(f: F) -> Result {
+        unsafe extern "C" fn run<F: FnOnce()>(f: *mut c_void) -> c_int {
+            // SAFETY: It was handed over below.
+            let f = unsafe { KBox::<F>::from_raw(f.cast()) };
+
+            KBox::into_inner(f)();
+            0
+        }
+
+        let f = KBox::into_raw(KBox::new(f, GFP_KERNEL)?);
+        // SAFETY: The thread owns the box.
+        let task = from_err_ptr(unsafe {
+            bindings::kthread_create_on_node(
+                Some(run::<F>),
+                f.cast(),
+                bindings::NUMA_NO_NODE,
+                c"kunit".as_char_ptr(),
+            )
+        })
+        .inspect_err(|_| {
+            // SAFETY: There is no thread.
+            drop(unsafe { KBox::from_raw(f) });
+        })?;
+
+        // SAFETY: The thread waits for this.
+        unsafe { bindings::wake_up_process(task) };
+        Ok(())
     }
 
     /// Waits until `condition` is so, but not for ever.

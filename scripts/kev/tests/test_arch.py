@@ -79,6 +79,14 @@ class GuestTest(unittest.TestCase):
         self.assertIn("-smp 1 ", line)
         self.assertIn("-icount shift=0", line)
 
+    def test_shell_is_of_that_architecture(self):
+        kernel = build.Kernel(Path("source"), Path("out"), ARM64)
+        with mock.patch("kev.cross.need_guest", return_value="root.cpio"), \
+                mock.patch("kev.build.Kernel.release", "7.3.4"), \
+                mock.patch("subprocess.run") as run, contextlib.redirect_stdout(io.StringIO()):
+            boot.shell(kernel)
+        self.assertEqual(run.call_args.args[0][0], "qemu-system-aarch64")
+
     def test_only_its_own_folder_can_be_written(self):
         shares = [x for x in self.command() if x.startswith("local,")]
         self.assertEqual(["readonly=on" in x for x in shares], [True, False])

@@ -6,7 +6,7 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from kev import config, debug, kunit, test, tree
+from kev import config, debug, kunit, test, tree, ui
 
 LOG = "\n".join(["Linux version 7.3.4 ", *(debug.STARTS[name] for name in kunit.AIDS),
                  "KTAP version 1", "ok 1 kevent_home"])
@@ -70,6 +70,27 @@ class KunitTest(unittest.TestCase):
         bad = "BUG: KASAN: slab-use-after-free in x"
         self.assertEqual(kunit.log_problems(f"{LOG}\n{bad}"), [bad])
         self.assertEqual(len(kunit.log_problems("")), len(kunit.AIDS))
+
+    def step(self, *runs):
+        """(passed, failed, skipped) if each run of the kernel gives one of these."""
+        tally, asked = test.Tally(), []
+        with mock.patch.object(kunit, "kernel", lambda tree: ("source", Path("out"))), \
+                mock.patch.object(kunit, "suites", lambda: ["a"]), \
+                mock.patch.object(kunit, "run", lambda source, out, processors:
+                                  (asked.append(processors), runs[len(asked) - 1])[1]):
+            kunit.step(tally)
+        self.assertEqual(asked, [kunit.TWO_PROCESSORS, ()][:len(runs)])
+        return tally.passed, tally.failed, tally.skipped
+
+    def test_one_processor(self):
+        good = report(group("a", ("x", "PASS")))
+        self.assertEqual(self.step((good, LOG)), (2, 0, 0))
+        refused = (report(errors=1), f"{kunit.NOT_TWO} with PTRACE userspace.")
+        self.assertEqual(self.step(refused, (good, LOG)), (2, 0, 1))
+        self.assertEqual(self.step((good, "")), (1, 1, 0))
+        with self.assertRaises(ui.Failure):
+            with mock.patch("kev.ui.error_lines", lambda log: "why"):
+                self.step((None, LOG))
 
     def test_suites_of_sources(self):
         with tempfile.TemporaryDirectory(dir=config.cache("tmp")) as folder:

@@ -22,6 +22,9 @@ use crate::event::Event;
 use crate::sync::fence;
 use crate::RingStats;
 
+/// The features of `kevent_ring.incompat` that this library knows.
+pub(crate) const KNOWN_INCOMPAT: u32 = abi::KEVENT_RING_INCOMPAT_GROWN;
+
 /// How many events are collected at most when the system call must be used.
 const SPILL: usize = 64;
 
@@ -49,6 +52,11 @@ pub(crate) trait Backend {
 
     /// `kevent_ring.flags`
     fn flags(&self) -> u32;
+
+    /// `kevent_ring.incompat`
+    fn incompat(&self) -> u32 {
+        0
+    }
 
     /// `kevent_getevents()`; with no room in `events` it only waits.
     fn getevents(
@@ -231,8 +239,17 @@ impl<B: Backend> Consumer<B> {
         }
     }
 
+    /// Whether the ring has no features but those that are known here.  If it has got
+    /// others meanwhile, it is left alone.
+    fn understood(&self) -> bool {
+        self.backend.incompat() & !KNOWN_INCOMPAT == 0
+    }
+
     /// Claims what is there, up to the limit, beside what was collected.
     fn claim_more(&mut self) {
+        if !self.understood() {
+            return;
+        }
         let before = self.events.len();
         loop {
             // Before the look at the slots.
@@ -269,6 +286,9 @@ impl<B: Backend> Consumer<B> {
     /// Claims what is there; if that is nothing, waits for it.
     pub(crate) fn poll(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
         self.events.clear();
+        if !self.understood() {
+            return self.collect(1, timeout);
+        }
         // In the call, what is in the ring and what is not take turns, so that
         // neither starves.
         if self.backend.flags() & abi::KEVENT_RING_LEVEL_READY != 0 {

@@ -49,6 +49,7 @@ impl Slots for Arc<Set> {
 /// The kernel's part: a ring, and what it keeps of it for itself.
 struct Fake {
     flags: AtomicU32,
+    incompat: AtomicU32,
     rings: AtomicU32,
     waits: AtomicU32,
     first: Arc<Set>,
@@ -102,6 +103,7 @@ impl Fake {
         }
         Arc::new(Self {
             flags: AtomicU32::new(0),
+            incompat: AtomicU32::new(0),
             rings: AtomicU32::new(slots),
             waits: AtomicU32::new(0),
             first: Arc::clone(&set),
@@ -275,6 +277,10 @@ impl Backend for Arc<Fake> {
 
     fn flags(&self) -> u32 {
         self.flags.load(Relaxed)
+    }
+
+    fn incompat(&self) -> u32 {
+        self.incompat.load(Relaxed)
     }
 
     fn getevents(
@@ -613,6 +619,24 @@ fn without_room_to_map_the_kernel_helps() {
     kernel.post(1, 2);
     assert_eq!(claim(&mut consumer), NONE);
     assert_eq!(poll(&mut consumer), [1, 2]);
+    assert_eq!(consumer.stats.collected, 2);
+}
+
+#[test]
+fn a_ring_that_is_not_understood_any_more_is_left_to_the_kernel() {
+    let kernel = Fake::new(4);
+    let mut consumer = Consumer::new(kernel.clone(), 8);
+    kernel
+        .incompat
+        .store(abi::KEVENT_RING_INCOMPAT_GROWN, Relaxed);
+    kernel.post(1, 1);
+    assert_eq!(claim(&mut consumer), [1]);
+    kernel.incompat.store(1 << 31, Relaxed);
+    kernel.post(1, 2);
+    kernel.post(1, 3);
+    assert_eq!(claim(&mut consumer), NONE);
+    assert_eq!(consumer.stats.waits + consumer.stats.collects, 0);
+    assert_eq!(poll(&mut consumer), [2, 3]);
     assert_eq!(consumer.stats.collected, 2);
 }
 

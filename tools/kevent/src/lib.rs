@@ -68,7 +68,7 @@ use std::io;
 use std::iter::Copied;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::slice;
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -133,13 +133,7 @@ impl Builder {
             }
             _ => error,
         })?;
-        let header = Header::new(fd.as_fd())?;
-        let slots = Slots::new(fd.as_fd(), &header, self.0.slots)?;
-        Ok(Queue(Arc::new(Shared {
-            fd,
-            header,
-            slots: Mutex::new(vec![Arc::new(slots)]),
-        })))
+        Queue::try_from(fd)
     }
 }
 
@@ -366,6 +360,33 @@ impl Queue {
     }
 }
 
+/// A queue that there is already, for example one that came from another process.
+///
+/// # Errors
+///
+/// [`Unsupported`](io::ErrorKind::Unsupported) if this library does not understand its
+/// ring; else what the kernel said when the ring was mapped.
+impl TryFrom<OwnedFd> for Queue {
+    type Error = io::Error;
+
+    fn try_from(fd: OwnedFd) -> io::Result<Self> {
+        let header = Header::new(fd.as_fd())?;
+        let slots = loop {
+            // The oldest set; if it is gone meanwhile, look again.
+            let rings = header.rings();
+            match Slots::new(fd.as_fd(), &header, rings & rings.wrapping_neg()) {
+                Err(_) if header.rings() != rings => {}
+                slots => break slots?,
+            }
+        };
+        Ok(Self(Arc::new(Shared {
+            fd,
+            header,
+            slots: Mutex::new(vec![Arc::new(slots)]),
+        })))
+    }
+}
+
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.fd.as_fd()
@@ -411,14 +432,15 @@ impl Backend for Queue {
     }
 
     fn rings(&self) -> u32 {
-        let rings = self.0.header.get().rings.load(Relaxed);
-        // A load that acquires may not be used on memory that is read-only.
-        std::sync::atomic::fence(Acquire);
-        rings
+        self.0.header.rings()
     }
 
     fn flags(&self) -> u32 {
         self.0.header.get().flags.load(Relaxed)
+    }
+
+    fn incompat(&self) -> u32 {
+        self.0.header.get().incompat.load(Relaxed)
     }
 
     fn getevents(

@@ -9,12 +9,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::fence;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use crate::abi::{off_slots, RingHeader, Slot, KEVENT_OFF_HEADER, KEVENT_RING_INCOMPAT_GROWN};
-
-/// The features of `kevent_ring.incompat` that this library knows.
-const KNOWN_INCOMPAT: u32 = KEVENT_RING_INCOMPAT_GROWN;
+use crate::abi::{off_slots, RingHeader, Slot, KEVENT_OFF_HEADER};
+use crate::consumer::KNOWN_INCOMPAT;
 
 /// A mapping that is unmapped when it is dropped.
 struct Area {
@@ -76,6 +75,14 @@ impl Header {
         // structure, and it lives as long as self.  Relaxed atomic loads of 32
         // bits are allowed in read-only memory.
         unsafe { self.0.start.cast().as_ref() }
+    }
+
+    /// Which sets of slots there are, with acquire semantics.
+    pub(crate) fn rings(&self) -> u32 {
+        let rings = self.get().rings.load(Relaxed);
+        // A load that acquires may not be used on memory that is read-only.
+        fence(Acquire);
+        rings
     }
 }
 
@@ -152,7 +159,7 @@ mod tests {
     #[test]
     fn unknown_incompat_bits_are_refused() {
         assert!(check_incompat(0).is_ok());
-        assert!(check_incompat(KEVENT_RING_INCOMPAT_GROWN).is_ok());
+        assert!(check_incompat(crate::abi::KEVENT_RING_INCOMPAT_GROWN).is_ok());
         let error = check_incompat(0x11).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
         assert!(error.to_string().contains("0x10"));
