@@ -94,7 +94,8 @@ def parse(program, text, where):
 def programs(makefile):
     """The programs that a selftests Makefile builds and runs."""
     joined = makefile.replace("\\\n", " ")
-    return {name for words in re.findall(r"^TEST_GEN_PROGS\s*[:+?]?=(.*)$", joined, re.M)
+    return {name for words in re.findall(r"^TEST_GEN_PROGS(?:_EXTENDED)?\s*[:+?]?=(.*)$", joined,
+                                         re.M)
             for name in words.split()}
 
 

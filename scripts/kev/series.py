@@ -32,7 +32,7 @@ MAPPING = {
     "selftests/": "tools/testing/selftests/kevent/",
 }
 #: Files that need no SPDX line: texts for people, generated files, the patches.
-NO_SPDX = re.compile(r"^patches/|^LICENSES/|(^|/)(LICENSE|COPYING)[^/]*$|\.lock$|\.patch$")
+NO_SPDX = re.compile(r"^patches/|^LICENSES/|(^|/)(LICENSE|COPYING)[^/]*$|\.lock$|\.json$|\.patch$")
 #: Sign-offs are left to whoever submits; MAINTAINERS has an entry for all new files; and a test must
 #: be able to tell a kernel that lacks a system call.
 CHECKPATCH_IGNORE = "MISSING_SIGN_OFF,NO_AUTHOR_SIGN_OFF,FILE_PATH_CHANGES,ENOSYS"
