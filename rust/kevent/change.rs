@@ -196,8 +196,8 @@ impl Queue {
         let _ctl = self.ctl.lock();
         let add = |named: &Named| match kind {
             SourceKind::Fd => fd::add(self, change, named),
-            SourceKind::Timer => timer::add(self, change),
-            SourceKind::Queue | SourceKind::User => user::add(self, change),
+            SourceKind::Timer => timer::add(self, change, named),
+            SourceKind::Queue | SourceKind::User => user::add(self, change, named),
         };
         let modify = |named: &Named| match kind {
             SourceKind::Fd => fd::modify(self, change, named),

@@ -261,7 +261,7 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
         GFP_KERNEL_ACCOUNT,
     )?;
 
-    queue.insert(terms, Source::Fd(watch.clone()), enabled)?;
+    queue.insert(&named.key, terms, Source::Fd(watch.clone()), enabled)?;
 
     // SAFETY: It is a new watch.  It is disarmed by whoever takes it from the queue's table; see
     // the top of this file.  Until it is complete that can only be this function: the mutex is

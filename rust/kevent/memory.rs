@@ -236,12 +236,17 @@ impl RingMemory {
     #[inline(always)]
     fn word(&self, slot: u32) -> Option<&Atomic<u64>> {
         self.slot(slot)
-            .map(|words| &words[offset_of!(kevent_slot, word) / size_of::<u64>()])
+            .map(|words| &words[const { index(offset_of!(kevent_slot, word)) }])
     }
 }
 
 /// How many words there are in a slot.
-const SLOT_WORDS: usize = size_of::<kevent_slot>() / size_of::<u64>();
+const SLOT_WORDS: usize = index(size_of::<kevent_slot>());
+
+/// Returns the number of the word at `offset` of a slot.
+const fn index(offset: usize) -> usize {
+    offset / size_of::<u64>()
+}
 
 impl SlotMemory for Arc<RingMemory> {
     #[inline]
@@ -257,9 +262,6 @@ impl SlotMemory for Arc<RingMemory> {
 
     #[inline]
     fn publish(&self, slot: u32, payload: &Payload, word: u64) {
-        const fn index(offset: usize) -> usize {
-            offset / size_of::<u64>()
-        }
         let Some(words) = self.slot(slot) else {
             return;
         };

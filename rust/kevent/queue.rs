@@ -299,27 +299,23 @@ impl Queue {
     ) -> Option<bool> {
         let mut inner = self.inner.lock();
         let post = inner.events.post(id, update, is_meant)?;
-
-        if trace::posts() {
-            self.trace_post(&mut inner, id, update, post);
-        }
-        if !post.is_new() {
-            return Some(false);
-        }
-
-        let wake = self.whom_to_wake(&inner);
+        let wake = self.posted(&mut inner, id, update, post);
 
         drop(inner);
-        match wake {
-            None => Some(false),
-            Some(wake) => Some(self.wake(&wake, wake_bits)),
-        }
+        Some(self.wake(wake, wake_bits))
     }
 
     /// Reports `update` for the registration `id`.
     fn post_locked(&self, inner: &mut Inner, id: u32, update: Update) -> Option<Wake> {
         let post = inner.events.post(id, update, |_| true)?;
 
+        self.posted(inner, id, update, post)
+    }
+
+    /// Does what is to be done with the lock held when `update` was posted; returns whom to wake,
+    /// for [`Queue::wake`].
+    #[inline(always)]
+    fn posted(&self, inner: &mut Inner, id: u32, update: Update, post: Post) -> Option<Wake> {
         if trace::posts() {
             self.trace_post(inner, id, update, post);
         }
@@ -367,8 +363,13 @@ impl Queue {
     /// Wakes whoever waits for what was posted.  Must be called without the lock.
     ///
     /// Returns whether there is somebody.
+    #[inline(always)]
+    fn wake(&self, wake: Option<Wake>, wake_bits: u32) -> bool {
+        wake.is_some_and(|wake| self.wake_them(&wake, wake_bits))
+    }
+
     #[cold]
-    fn wake(&self, wake: &Wake, wake_bits: u32) -> bool {
+    fn wake_them(&self, wake: &Wake, wake_bits: u32) -> bool {
         let woken = wake.waiters && self.waiters.wake_one(wake.ready as usize);
 
         if wake.pollers {
@@ -391,9 +392,7 @@ impl Queue {
             }
         };
 
-        if let Some(wake) = wake {
-            self.wake(&wake, 0);
-        }
+        self.wake(wake, 0);
         claim != Claim::Failed
     }
 
@@ -420,9 +419,7 @@ impl Queue {
             }
         };
 
-        if let Some(wake) = wake {
-            self.wake(&wake, 0);
-        }
+        self.wake(wake, 0);
         Ok(())
     }
 
@@ -536,18 +533,16 @@ impl Queue {
             }
         };
 
-        if let Some(wake) = wake {
-            self.wake(&wake, 0);
-        }
+        self.wake(wake, 0);
     }
 
-    /// Puts a new registration in the table.
+    /// Puts a new registration in the table; `key` names it.
     ///
     /// # Errors
     ///
     /// As [`Queue::reserve`].
-    pub(crate) fn insert(&self, terms: Terms, source: Source, enabled: bool) -> Result {
-        let id = self.reserve(&source.key(&terms.payload), &terms, &source)?;
+    pub(crate) fn insert(&self, key: &Key, terms: Terms, source: Source, enabled: bool) -> Result {
+        let id = self.reserve(key, &terms, &source)?;
         let pending = if enabled {
             Pending::Nothing
         } else {
@@ -631,9 +626,7 @@ impl Queue {
             ((terms, source), wake)
         };
 
-        if let Some(wake) = wake {
-            self.wake(&wake, 0);
-        }
+        self.wake(wake, 0);
         Ok(result)
     }
 

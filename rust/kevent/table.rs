@@ -151,6 +151,13 @@ where
     }
 
     #[inline(always)]
+    fn at(&self, id: u32) -> Option<&Linked<T>> {
+        let (chunk, index) = place(id);
+
+        self.chunks.get(chunk)?.as_ref()?.get(index)
+    }
+
+    #[inline(always)]
     fn linked(&mut self, id: u32) -> Option<&mut Linked<T>> {
         let (chunk, index) = place(id);
 
@@ -160,9 +167,7 @@ where
     /// Returns the entry `id`.
     #[inline]
     pub(crate) fn get(&self, id: u32) -> Option<&T> {
-        let (chunk, index) = place(id);
-
-        Some(&self.chunks.get(chunk)?.as_ref()?.get(index)?.entry)
+        Some(&self.at(id)?.entry)
     }
 
     /// Returns the entry `id`, to be changed.
@@ -323,20 +328,15 @@ where
 
     /// Returns an entry that was added with `hash`, and of which `is_it` says so.
     pub(crate) fn find(&self, hash: u32, mut is_it: impl FnMut(&T) -> bool) -> Option<u32> {
-        let get = |id| {
-            let (chunk, index) = place(id);
-
-            self.chunks.get(chunk)?.as_ref()?.get(index)
-        };
-        let mut at = get(self.bucket_of(hash))?.bucket;
+        let mut id = self.at(self.bucket_of(hash))?.bucket;
 
         loop {
-            let entry: &Linked<T> = get(at)?;
+            let linked = self.at(id)?;
 
-            if entry.hash == hash && is_it(&entry.entry) {
-                return Some(at);
+            if linked.hash == hash && is_it(&linked.entry) {
+                return Some(id);
             }
-            at = entry.chain;
+            id = linked.chain;
         }
     }
 }

@@ -181,7 +181,7 @@ fn add_user(queue: ArcBorrow<'_, Queue>, ident: u64, flags: u32) -> Result {
 
     add.0.flags = uapi::KEVENT_EDGE | flags;
     add.0.events = uapi::KEVENT_USER_COUNT;
-    user::add(queue, &add)
+    user::add(queue, &add, &named(&add)?)
 }
 
 fn trigger(queue: ArcBorrow<'_, Queue>, ident: u64, count: u32) -> Result {
@@ -198,7 +198,7 @@ pub(crate) fn add_timer(queue: ArcBorrow<'_, Queue>, ident: u64, flags: u32) -> 
     add.0.flags = uapi::KEVENT_EDGE | flags;
     add.0.fflags = bindings::CLOCK_MONOTONIC;
     add.0.data = u64::MAX;
-    timer::add(queue, &add)
+    timer::add(queue, &add, &named(&add)?)
 }
 
 /// Returns what adds a descriptor.
@@ -210,11 +210,14 @@ pub(crate) fn add_fd(fd: u32, events: u32) -> Ukevent {
     add
 }
 
+/// Returns what a change names.
+fn named(change: &Ukevent) -> Result<Named> {
+    Named::by(change, SourceKind::try_from(change.0.source)?)
+}
+
 /// Returns the key of a registration.
 fn key(source: u32, ident: u64) -> Result<Key> {
-    let change = change(uapi::KEVENT_OP_DEL, source, ident);
-
-    Ok(Named::by(&change, SourceKind::try_from(change.0.source)?)?.key)
+    Ok(named(&change(uapi::KEVENT_OP_DEL, source, ident))?.key)
 }
 
 /// Returns the timer that is registered in `queue`.

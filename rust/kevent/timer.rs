@@ -278,7 +278,7 @@ pub(crate) fn check(change: &Ukevent) -> Result {
 /// # Errors
 ///
 /// Those of [`Queue::insert`].
-pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
+pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
     let (terms, enabled) = change.terms(EDGE_FLAGS, 0)?;
     let timer = Arc::pin_init(
         DynTimer::new(TimerSource {
@@ -293,7 +293,7 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
     let setting = Setting::of(change)?;
     let room = prepare(&setting)?;
 
-    queue.insert(terms, Source::Timer(timer.clone()), enabled)?;
+    queue.insert(&named.key, terms, Source::Timer(timer.clone()), enabled)?;
     start(&timer, &setting, room);
     Ok(())
 }

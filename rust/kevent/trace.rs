@@ -7,9 +7,7 @@ use crate::{
     ring::Payload, //
 };
 use kernel::{
-    bindings,
     ffi::c_void,
-    jump_label::static_branch_unlikely,
     tracepoint::declare_trace, //
 };
 
@@ -72,7 +70,13 @@ pub(crate) fn posts() -> bool {
             #[cfg(CONFIG_TRACEPOINTS)]
             {
                 // SAFETY: It is the static key of a tracepoint.
-                unsafe { static_branch_unlikely!(bindings::$tracepoint, bindings::tracepoint, key) }
+                unsafe {
+                    kernel::jump_label::static_branch_unlikely!(
+                        kernel::bindings::$tracepoint,
+                        kernel::bindings::tracepoint,
+                        key
+                    )
+                }
             }
             #[cfg(not(CONFIG_TRACEPOINTS))]
             {

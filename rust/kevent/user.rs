@@ -98,10 +98,10 @@ pub(crate) fn check(change: &Ukevent) -> Result {
 /// # Errors
 ///
 /// Those of [`Queue::insert`].
-pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
+pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
     let (terms, enabled) = change.terms(EDGE_FLAGS, change.0.events)?;
 
-    queue.insert(terms, Source::User(Kind::of(change)?), enabled)
+    queue.insert(&named.key, terms, Source::User(Kind::of(change)?), enabled)
 }
 
 /// Changes the registration that `change` names.  What was triggered is reported anew, unless it is

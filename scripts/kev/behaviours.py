@@ -92,7 +92,7 @@ def parse(program, text, where):
 
 
 def programs(makefile):
-    """The programs that a selftests Makefile builds and runs."""
+    """The programs that a selftests Makefile builds, to be run by it or by hand."""
     joined = makefile.replace("\\\n", " ")
     return {name for words in re.findall(r"^TEST_GEN_PROGS(?:_EXTENDED)?\s*[:+?]?=(.*)$", joined,
                                          re.M)

@@ -13,7 +13,7 @@ import re
 import shlex
 from pathlib import Path
 
-from kev import boot, build, config, series, setup, tree, ui
+from kev import arch, boot, build, config, series, setup, tree, ui
 
 FOLDER = config.CHECKOUT / "tools/bench"
 BASELINE = FOLDER / "baseline.json"
@@ -343,18 +343,13 @@ def other_kernels(user_tree):
     """{what it is: kernel}, all built in one place."""
     base = tree.get(user_tree, series.applies)
     tip = series.applied(base)
-    source = config.cache("each") / base.repo.name
-    if not (source / ".git").exists():
-        tree.git(base.repo, "worktree", "prune")
-        tree.git(base.repo, "worktree", "add", "-q", "-f", "--detach", source, base.commit)
-    off = config.cache("bench") / "off.config"
-    off.write_text("CONFIG_RUST=y\n# CONFIG_KEVENT is not set\n")
+    source, off = build.other_commits(base)
     for name, commit, fragment in ((WITHOUT, base.commit, off), ("CONFIG_KEVENT=n", tip, off),
                                    ("CONFIG_KEVENT=y", tip, build.FRAGMENT)):
         label = "others-" + re.sub(r"\W+", "-", name).lower()
         tree.git(source, "checkout", "-q", "--force", "--detach", commit)
         yield name, build.kernel(source, build.out_folder(base, label),
-                                 build.fragments(boot.arch.X86_64, fragment), label)
+                                 build.fragments(arch.X86_64, fragment), label)
 
 
 def others(user_tree):

@@ -185,6 +185,16 @@ def selftests(kernel, bits=64):
     return [Path(p) if p.startswith("/") else folder / p for p in listing.split()]
 
 
+def other_commits(base):
+    """A worktree for any commit, and the fragment that has Rust but not kevent."""
+    source, off = config.cache("each") / base.repo.name, config.cache("each") / "off.config"
+    if not (source / ".git").exists():
+        tree.git(base.repo, "worktree", "prune")
+        tree.git(base.repo, "worktree", "add", "-q", "-f", "--detach", source, base.commit)
+    off.write_text("CONFIG_RUST=y\n# CONFIG_KEVENT is not set\n")
+    return source, off
+
+
 def each(args):
     """Build every patch with CONFIG_KEVENT=n and =y; gives the exit status.
 
@@ -193,12 +203,7 @@ def each(args):
     """
     machine, base = args.arch, tree.get(args.tree, series.applies)
     commits = series.commits(base.repo, base.commit, series.applied(base))
-    source = config.cache("each") / base.repo.name
-    if not (source / ".git").exists():
-        tree.git(base.repo, "worktree", "prune")
-        tree.git(base.repo, "worktree", "add", "-q", "-f", "--detach", source, base.commit)
-    off = config.cache("each") / "off.config"
-    off.write_text("CONFIG_RUST=y\n# CONFIG_KEVENT is not set\n")
+    source, off = other_commits(base)
     rows, failed = [], 0
     for number, commit in enumerate(commits, 1):
         tree.git(source, "checkout", "-q", "--force", "--detach", commit)

@@ -10,7 +10,6 @@ is in them is kept in the cache.
 import functools
 import hashlib
 import shutil
-import subprocess
 
 from kev import config, setup, tree, ui
 
@@ -41,17 +40,13 @@ poweroff -f
 """
 
 
-def reason(failure):
-    return " ".join(f"{failure.what}: {failure.why}".split())
-
-
 def why_not(*steps):
     """The reason of the first step that fails; '' if none does."""
     try:
         for step in steps:
             step()
     except ui.Failure as failure:
-        return reason(failure)
+        return failure.line()
     return ""
 
 
@@ -73,17 +68,12 @@ def unpack(machine, package, top):
     stamp, wanted = top / ".package", f"{package}\n"
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    log = config.log(f"{machine.name}-apt")
-    folder = tree.fresh(config.cache("download") / machine.name)
-    ui.run(apt(machine).command("apt-get", "download", package),
-           f"{machine.name}: downloading {package}", log, cwd=folder, append=True)
+    folder = apt(machine).download(package)
     new = tree.fresh(folder / "unpacked")
     ui.run(["dpkg-deb", "-x", next(folder.glob("*.deb")), new],
-           f"{machine.name}: unpacking it", log, append=True)
+           f"{machine.name}: unpacking it", apt(machine).log, append=True)
     (new / ".package").write_text(wanted)
-    shutil.rmtree(top, ignore_errors=True)
-    config.cache(machine.name)
-    new.rename(top)
+    tree.put(new, top)
     shutil.rmtree(folder)
 
 
@@ -95,18 +85,9 @@ def compiler(machine, bits=64):
             "-fuse-ld=lld"]
 
 
-def links(command, language, text, out="links"):
-    """Does this command make a program of the text?"""
-    program = config.cache("tmp") / out
-    done = subprocess.run([*map(str, command), "-o", program], input=text, text=True,
-                          capture_output=True, env=config.environment())
-    program.unlink(missing_ok=True)
-    return done.returncode == 0
-
-
 def links_c(machine, bits):
-    return links([*compiler(machine, bits), "-static", "-pthread", "-x", "c", "-"], "c",
-                 "#include <stdio.h>\nint main(void) { return !puts(\"\"); }\n")
+    return setup.links([*compiler(machine, bits), "-static", "-pthread", "-x", "c", "-"],
+                       setup.HELLO)
 
 
 @functools.cache
@@ -128,8 +109,8 @@ def rust_flags(machine, sysroot=None):
 
 
 def links_rust(machine, sysroot):
-    return links([setup.toolchain().rustc, "--target", machine.rust,
-                  *rust_flags(machine, sysroot), "-"], "rust", "fn main() {}\n")
+    return setup.links([setup.toolchain().rustc, "--target", machine.rust,
+                        *rust_flags(machine, sysroot), "-"], "fn main() {}\n")
 
 
 def rust_package():

@@ -41,14 +41,7 @@ class Missing(ui.Failure):
 # ---- herd7 -------------------------------------------------------------------
 
 def version(command):
-    """The version of a herd7; None if it does not run."""
-    try:
-        done = subprocess.run([*map(str, command), "-version"], capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.match(r"\d+\.\d+(\.\d+)?", done.stdout)
-    return found.group() if found and done.returncode == 0 else None
+    return setup.version_of(command, "-version")
 
 
 def usable(command):
@@ -64,14 +57,14 @@ def unpacked(top):
 
 def fetch(top):
     """Put Debian's herd7 and its libraries in `top`, beside the system's packages."""
-    apt, log = tree.Apt("herd7", PIN["suites"]), config.log("herd7-apt")
+    apt = tree.Apt("herd7", PIN["suites"])
+    log = apt.log
     where = f"Debian {' '.join(PIN['suites'])}"
     do = f"install herdtools7 {config.PINS['minimum']['herd7']} or newer"
     if not apt.usable() or not apt.update():
         raise Missing("no herd7", f"no package lists of {where}", do, log)
-    folder = tree.fresh(config.cache("download") / "herd7")
-    if ui.run(apt.command("apt-get", "download", *PIN["packages"]), "herd7: downloading it", log,
-              cwd=folder, append=True, check=False):
+    folder = apt.download(*PIN["packages"], check=False)
+    if not folder:
         raise Missing("no herd7", f"{where} does not have it, or cannot be reached", do, log)
     new = tree.fresh(folder / "unpacked")
     for deb in sorted(folder.glob("*.deb")):
@@ -83,8 +76,7 @@ def fetch(top):
                append=True)
     if not usable(unpacked(new)):
         raise Missing("no herd7", f"that of {where} does not run here", do, log)
-    shutil.rmtree(top, ignore_errors=True)
-    new.rename(top)
+    tree.put(new, top)
     shutil.rmtree(folder)
 
 
@@ -96,7 +88,6 @@ def herd7():
     if not usable(command):
         command = unpacked(top)
         if not usable(command):
-            config.cache("tools")
             fetch(top)
             command = unpacked(top)
     setup.table([("herd7", version(command), found if command == [found] else top)])

@@ -53,10 +53,12 @@ class Toolchain:
                                   LIBCLANG_PATH=self.libclang, **extra)
 
 
-def version_of(command):
-    """The first x.y.z that `command --version` prints; None if it does not run."""
+def version_of(command, option="--version"):
+    """The first x.y.z that the command, with arguments or without, prints with the option; None
+    if it does not run."""
+    command = command if isinstance(command, list) else [command]
     try:
-        done = subprocess.run([str(command), "--version"], capture_output=True, text=True,
+        done = subprocess.run([*map(str, command), option], capture_output=True, text=True,
                               stdin=subprocess.DEVNULL, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -110,14 +112,22 @@ def packages(kind):
                          "install them with your distribution's package manager")
 
 
+#: The smallest C program.
+HELLO = "#include <stdio.h>\nint main(void) { return !puts(\"\"); }\n"
+
+
+def links(command, text):
+    """Does this command, which reads its standard input, make a program of the text?"""
+    program = config.cache("tmp") / "links"
+    done = subprocess.run([*map(str, command), "-o", program], input=text, text=True,
+                          capture_output=True, env=config.environment())
+    program.unlink(missing_ok=True)
+    return done.returncode == 0
+
+
 def links_32():
     """Can gcc make 32-bit programs, and is their loader here, which the guest uses, too?"""
-    program = config.cache("tmp") / "links-32"
-    done = subprocess.run(["gcc", "-m32", "-pthread", "-x", "c", "-", "-o", program],
-                          input="#include <stdio.h>\nint main(void) { return !puts(\"\"); }\n",
-                          capture_output=True, text=True, env=config.environment())
-    program.unlink(missing_ok=True)
-    return done.returncode == 0 and LOADER_32.exists()
+    return links(["gcc", "-m32", "-pthread", "-x", "c", "-"], HELLO) and LOADER_32.exists()
 
 
 @functools.cache
@@ -132,7 +142,7 @@ def why_not_32():
     try:
         install(names)
     except ui.Failure as failure:
-        return " ".join(f"{failure.what}: {failure.why}".split())
+        return failure.line()
     return "" if links_32() else f"gcc -m32 does not work, even with {' and '.join(names)}"
 
 

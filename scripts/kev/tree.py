@@ -94,6 +94,13 @@ def finish(repo, version):
     return Base(version, repo)
 
 
+def put(new, top):
+    """Make `new` what is at `top`."""
+    shutil.rmtree(top, ignore_errors=True)
+    top.parent.mkdir(parents=True, exist_ok=True)
+    new.rename(top)
+
+
 def fresh(repo):
     """An empty folder for an import; what an interrupted one left is removed."""
     if repo.exists():
@@ -150,7 +157,7 @@ class Apt:
 
     def __init__(self, what="tree", suites=PIN["suites"], architecture=None):
         self.what, self.suites, self.top = what, suites, config.cache("apt", what)
-        self.architecture = architecture
+        self.architecture, self.log = architecture, config.log(f"{what}-apt")
         for folder in ("state/lists/partial", "cache/archives/partial"):
             (self.top / folder).mkdir(parents=True, exist_ok=True)
 
@@ -183,8 +190,16 @@ class Apt:
         (self.top / "sources.list").write_text("".join(
             f"deb [signed-by={KEYRING}] {uri} {suite} main\n" for uri, suite in sources))
         return ui.run(self.command("apt-get", "update", "-o", "APT::Update::Error-Mode=any"),
-                      f"{self.what}: package lists", config.log(f"{self.what}-apt"),
-                      check=False) == 0
+                      f"{self.what}: package lists", self.log, check=False) == 0
+
+    def download(self, *packages, **how):
+        """Download packages ("name" or "name=version") to a folder of their own; None if they
+        cannot be had, and need not. `how` is as for ui.run."""
+        folder = fresh(config.cache("download") / self.what)
+        status = ui.run(self.command("apt-get", "download", *packages),
+                        f"{self.what}: downloading {' '.join(packages)}", self.log, cwd=folder,
+                        append=True, **how)
+        return None if status else folder
 
     def versions(self):
         """All linux-source packages: [(Linux version, package, package version)]."""
@@ -201,19 +216,17 @@ class Apt:
 
     def fetch(self, version, package, package_version):
         """Download a package and import the tree in it."""
-        folder, log = config.cache("download"), config.log("tree-apt")
-        ui.run(self.command("apt-get", "download", f"{package}={package_version}"),
-               f"tree: downloading {package} {package_version}", log, cwd=folder, append=True,
-               do=f"check the network and the disk (df -h {config.CACHE}), then run this again")
-        deb = max(folder.glob(f"{package}_*.deb"), key=lambda p: p.stat().st_mtime)
+        folder = self.download(f"{package}={package_version}",
+                               do=f"check the network and the disk (df -h {config.CACHE}), "
+                                  "then run this again")
         unpacked = fresh(folder / "unpacked")
-        ui.run(["dpkg-deb", "-x", deb, unpacked], "tree: unpacking the package", log, append=True)
+        ui.run(["dpkg-deb", "-x", next(folder.glob("*.deb")), unpacked],
+               "tree: unpacking the package", self.log, append=True)
         tarball = next(unpacked.glob("usr/src/linux-source-*.tar.*"))
         if package_version == PIN["package_version"]:
             expect_sha256(tarball, PIN["tarball_sha256"])
         base = import_tarball(tarball, config.cache("linux") / version)
-        shutil.rmtree(unpacked)
-        deb.unlink()
+        shutil.rmtree(folder)
         return base
 
 

@@ -30,6 +30,10 @@ class Failure(Exception):
                 lines.append(f"  {label + ':':5}" + str(text).replace("\n", "\n       "))
         return "\n".join(lines)
 
+    def line(self):
+        """What and why, in one line."""
+        return " ".join(f"{self.what}: {self.why}".split())
+
 
 def say(text=""):
     print(text, flush=True)

@@ -83,13 +83,6 @@ impl SlotMemory for Arc<Memory> {
     }
 
     fn publish(&self, slot: u32, payload: &Payload, word: u64) {
-        {
-            let slot = &self.slots[slot as usize];
-            slot.user_data.store(payload.user_data, Relaxed);
-            slot.ident.store(payload.ident, Relaxed);
-            slot.source.store(payload.source, Relaxed);
-            slot.tag.store(payload.tag, Relaxed);
-        }
         if self.faults.no_generation {
             self.kept[slot as usize].store(word & GEN, Relaxed);
         }
@@ -98,9 +91,12 @@ impl SlotMemory for Arc<Memory> {
         } else {
             Release
         };
-        self.slots[slot as usize]
-            .word
-            .store(self.shown(word), order);
+        let slot = &self.slots[slot as usize];
+        slot.user_data.store(payload.user_data, Relaxed);
+        slot.ident.store(payload.ident, Relaxed);
+        slot.source.store(payload.source, Relaxed);
+        slot.tag.store(payload.tag, Relaxed);
+        slot.word.store(self.shown(word), order);
     }
 
     // Weaker than in the kernel, where it is a full barrier on both sides if it
