@@ -255,11 +255,12 @@ static void say_world(struct text *t, struct world *w)
 
 	close(fd);
 	/*
-	 * A call that collects also claims what was taken back, up to the event
-	 * that it cannot copy.  So that this is no difference, one more does.
+	 * A call that collects also claims what was taken back, up to the last
+	 * of the events that it could have copied.  So that this is no
+	 * difference, one more does.
 	 */
-	kq_getevents(&w->q, (struct ukevent *)8, 0, 1, 0);
-	kq_getevents(&w->other, (struct ukevent *)8, 0, 1, 0);
+	kq_getevents(&w->q, (struct ukevent *)8, 0, MAX_EVENTS, 0);
+	kq_getevents(&w->other, (struct ukevent *)8, 0, MAX_EVENTS, 0);
 	say(t, "next descriptor %d, %d mappings\n", fd,
 	    count_lines("/proc/self/maps", "[kevent]"));
 	say_queue(t, "queue", &w->q);

@@ -9,7 +9,8 @@
  * kernel has CONFIG_KCOV, with fs/kevent instrumented, sequences that reach
  * something new are kept, and others are made of them.
  *
- * KEVENT_FUZZ_CALLS=N	how many calls each test makes; by default few
+ * KEVENT_FUZZ_CALLS=N	how many calls are made with arguments that make no sense,
+ *			and a tenth of it in sequences, by each test; by default few
  * KEVENT_SEED=N	the same sequences again, as far as coverage is the same
  * KEVENT_FUZZ_TRACE=1	each sequence is written to the kernel's log before it is
  *			run, so that the last one is known when the kernel dies
@@ -21,7 +22,7 @@
 #include <linux/kcov.h>
 #include <sys/ioctl.h>
 
-#define DEFAULT_CALLS	20000
+#define DEFAULT_CALLS	40000
 #define MAX_STEPS	128
 #define MAX_KEPT	512
 
@@ -38,6 +39,12 @@ struct world {
 	int epoll;
 	int regular;
 };
+
+#if __SIZEOF_POINTER__ == 8
+#define ARENA	0x100000000000UL
+#else
+#define ARENA	0
+#endif
 
 /* The memory that arguments are in: each page has another kind of end behind it. */
 struct arena {
@@ -108,7 +115,8 @@ static bool world_open(struct world *w)
 static bool arena_open(struct arena *a)
 {
 	a->page = sysconf(_SC_PAGESIZE);
-	a->mem = mmap(NULL, 4 * a->page, PROT_READ | PROT_WRITE,
+	/* Far from all else, so that what is wrong by a bit does no harm */
+	a->mem = mmap((void *)ARENA, 4 * a->page, PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (a->mem == MAP_FAILED)
 		return false;
@@ -162,6 +170,17 @@ static __u64 edge(struct step *s)
 	}
 }
 
+/* An address that is none of the program's */
+static void *nowhere(struct step *s)
+{
+	__u64 p = edge(s);
+
+	/* There are not many in a 32-bit program. */
+	if (sizeof(long) == 4)
+		p = p & 1 ? p & 0xffff : p | 0xfffff000;
+	return (void *)(uintptr_t)p;
+}
+
 static int some_fd(struct step *s)
 {
 	struct world *w = s->f->world;
@@ -210,7 +229,7 @@ static void *some_pointer(struct step *s, void *p)
 	case 0:
 		return NULL;
 	case 1:
-		return (void *)(uintptr_t)edge(s);
+		return nowhere(s);
 	case 2:
 		return a->mem + a->page - below(s, 256);
 	case 3:
@@ -253,7 +272,7 @@ static void make_change(struct step *s, struct ukevent *c)
 	bool set;
 
 	memset(c, 0, sizeof(*c));
-	c->source = one_in(s, 16) ? KEVENT_SOURCE_QUEUE : 1 + below(s, 3);
+	c->source = one_in(s, 24) ? KEVENT_SOURCE_QUEUE : 1 + below(s, 3);
 	c->op = one_in(s, 3) ? KEVENT_OP_ADD : 1 + below(s, 8);
 	c->tag = one_in(s, 8) ? below(s, 3) : 0;
 	c->ident = c->source == KEVENT_SOURCE_FD ? (__u64)some_fd(s) : below(s, 4);
@@ -266,13 +285,13 @@ static void make_change(struct step *s, struct ukevent *c)
 		c->data = some_queue(s);
 	switch (c->source) {
 	case KEVENT_SOURCE_QUEUE:
-		c->op = one_in(s, 4) ? KEVENT_OP_WAKE : KEVENT_OP_GROW;
+		c->op = one_in(s, 2) ? KEVENT_OP_WAKE : KEVENT_OP_GROW;
 		c->ident = 0;
 		c->tag = 0;
 		c->flags = 0;
 		c->user_data = 0;
 		c->data = c->op == KEVENT_OP_WAKE ? 0 :
-			  1 << below(s, one_in(s, 16) ? 18 : 8);
+			  1 << below(s, one_in(s, 32) ? 18 : 6);
 		break;
 	case KEVENT_SOURCE_FD:
 		if (set)
@@ -393,10 +412,18 @@ static void do_ctl(struct step *s)
 	called(s->f, "kevent_ctl()", ret, nr, change_errs);
 }
 
+/*
+ * Waits that have no end are ended by the waker, which knows all queues there are;
+ * but it does not if others close them meanwhile.
+ */
 static void make_timeout(struct step *s, struct __kernel_timespec *ts)
 {
-	ts->tv_sec = one_in(s, 16) ? (__s64)edge(s) : 0;
-	ts->tv_nsec = one_in(s, 16) ? (__s64)edge(s) : one_in(s, 4) ? below(s, 20000) : 0;
+	ts->tv_sec = 0;
+	ts->tv_nsec = one_in(s, 4) ? below(s, 20000) : 0;
+	if (one_in(s, 16) && s->f->alone)
+		ts->tv_sec = edge(s);
+	if (one_in(s, 16))
+		ts->tv_nsec = edge(s);
 }
 
 static struct kevent_getopts *make_opts(struct step *s)
@@ -426,8 +453,12 @@ static struct kevent_getopts *make_opts(struct step *s)
 	}
 	if (one_in(s, 4))
 		o->min_wait = some_ns(s);
-	if (one_in(s, 32))
-		((__u64 *)o)[below(s, 8)] ^= edge(s);
+	if (one_in(s, 32)) {
+		__u64 *word = (__u64 *)o + below(s, 8);
+
+		if (sizeof(long) == 8 || (word != &o->sigmask && word != &o->changes))
+			*word ^= edge(s);
+	}
 	return o;
 }
 
@@ -449,10 +480,10 @@ static void do_getevents(struct step *s)
 	if (one_in(s, 64))
 		max = edge(s);
 	place = some_pointer(s, evs);
-	if (one_in(s, 64))
-		ts = NULL;
-	ret = sys_kevent_getevents(some_queue(s), place, min, max,
-				   some_pointer(s, ts), some_pointer(s, opts));
+	if (s->f->alone)
+		ts = one_in(s, 64) ? NULL : some_pointer(s, ts);
+	ret = sys_kevent_getevents(some_queue(s), place, min, max, ts,
+				   some_pointer(s, opts));
 	called(s->f, "kevent_getevents()", ret == -EINTR || ret == -E2BIG ? 0 : ret,
 	       max ?: min, change_errs);
 	/* What is copied has nothing in the fields that say nothing. */
@@ -464,27 +495,30 @@ static void do_getevents(struct step *s)
 				wrong(s->f, "an event", i, 0);
 }
 
-/* Neither is looked at further than that it is survived. */
+/* What becomes of it is not looked at, further than that it is survived. */
 static void do_without_sense(struct step *s)
 {
-	void *p = (void *)(uintptr_t)edge(s);
+	void *p = one_in(s, 2) ? nowhere(s) : some_pointer(s, some_memory(s, 512));
+	void *q = one_in(s, 2) ? nowhere(s) : some_memory(s, 16);
+	void *r = one_in(s, 2) ? nowhere(s) : NULL;
+	int fd = one_in(s, 2) ? some_queue(s) : some_fd(s);
+	__u64 a = edge(s), b = edge(s);
+	int ret;
 
 	switch (below(s, 3)) {
 	case 0:
-		p = one_in(s, 2) ? p : some_memory(s, 512);
-		p = (void *)(intptr_t)sys_kevent_init(p, edge(s));
-		if ((intptr_t)p >= 0)
-			close((intptr_t)p);
+		ret = sys_kevent_init(p, a);
+		if (ret >= 0)
+			close(ret);
 		break;
 	case 1:
-		sys_kevent_ctl(some_fd(s), p, edge(s), edge(s));
+		ret = sys_kevent_ctl(fd, p, a, one_in(s, 2) ? b : b & 1);
 		break;
 	default:
-		sys_kevent_getevents(some_fd(s), p, edge(s), edge(s),
-				     (void *)(uintptr_t)edge(s),
-				     (void *)(uintptr_t)edge(s));
+		ret = sys_kevent_getevents(fd, p, a, b, q, r);
 	}
 	s->f->calls++;
+	s->f->ok += ret >= 0;
 }
 
 /*
@@ -520,7 +554,7 @@ static void happen(struct step *s)
 			a->slots = NULL;
 		} else {
 			a->slots = mmap(NULL, a->page, PROT_READ | PROT_WRITE,
-					MAP_SHARED, some_queue(s),
+					MAP_SHARED, w->queues[below(s, QUEUES)],
 					KEVENT_OFF_SLOTS(1ULL << below(s, 8)));
 			if (a->slots == MAP_FAILED)
 				a->slots = NULL;
@@ -572,13 +606,13 @@ static void run_step(struct fuzzer *f, __u64 number)
 
 	any(&s);
 	what = below(&s, 100);
-	if (what < 50)
+	if (what < 52)
 		do_ctl(&s);
-	else if (what < 78)
+	else if (what < 84)
 		do_getevents(&s);
-	else if (what < 81)
+	else if (what < 86)
 		do_init(&s);
-	else if (what < 83)
+	else if (what < 88 && f->alone)
 		do_without_sense(&s);
 	else
 		happen(&s);
@@ -821,6 +855,36 @@ static void stop_waker(struct waker *w, pthread_t thread)
 	pthread_join(thread, NULL);
 }
 
+/* Many calls, the most of which are refused for their arguments */
+TEST_F_TIMEOUT(fuzz, arguments_without_sense_are_survived, 36000)
+{
+	struct fuzzer f = { .world = &self->world, .alone = true };
+	struct step s = { &f, self->random };
+	__u64 calls = wanted_calls();
+	__s64 begin = now_ns();
+
+	ASSERT_TRUE(arena_open(&f.arena));
+	f.arena.at = f.arena.mem;
+	while (f.calls < calls && !f.wrong[0]) {
+		world_begin(&self->world);
+		for (int i = 0; i < 4096; i++) {
+			if (i % 8 == 0)
+				do_ctl(&s);
+			else if (i % 8 == 1)
+				do_getevents(&s);
+			else
+				do_without_sense(&s);
+		}
+		world_end(&self->world);
+		ASSERT_TRUE(witness_is_well(&self->witness));
+	}
+	EXPECT_EQ(0, f.wrong[0])
+		TH_LOG("%s", f.wrong);
+	TH_LOG("%llu calls, %llu without an error, %lld ms", f.calls, f.ok,
+	       (now_ns() - begin) / NSEC_PER_MSEC);
+	stop_waker(&self->waker, self->waker_thread);
+}
+
 /* Sequences of one thread, led by what they reach */
 TEST_F_TIMEOUT(fuzz, sequences_are_survived, 36000)
 {
@@ -829,7 +893,7 @@ TEST_F_TIMEOUT(fuzz, sequences_are_survived, 36000)
 	bool trace = getenv("KEVENT_FUZZ_TRACE");
 	struct sequence *kept = calloc(MAX_KEPT, sizeof(*kept));
 	struct cover *cover = calloc(1, sizeof(*cover));
-	__u64 calls = wanted_calls();
+	__u64 calls = wanted_calls() / 10;
 	unsigned int sequences = 0, nr_kept = 0;
 	const char *why;
 	__s64 begin;
@@ -912,7 +976,7 @@ TEST_F_TIMEOUT(fuzz, calls_of_several_threads_are_survived, 36000)
 
 		t->f.world = &self->world;
 		t->random = next_random(&self->random);
-		t->calls = wanted_calls() / THREADS;
+		t->calls = wanted_calls() / 10 / THREADS;
 		ASSERT_TRUE(arena_open(&t->f.arena));
 		ASSERT_EQ(0, pthread_create(&t->thread, NULL, thread_fn, t));
 	}

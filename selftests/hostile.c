@@ -508,7 +508,8 @@ TEST_F(fresh, ring_is_zero_but_for_what_it_says)
 	dirty_memory();
 	ASSERT_EQ(1, kq_grow(q, 2 * variant->slots));
 	want.slots *= 2;
-	want.rings |= 2 * variant->slots;
+	/* The old set has no events, so it is gone. */
+	want.rings = want.slots;
 	want.incompat = KEVENT_RING_INCOMPAT_GROWN;
 	want_header(_metadata, q, want);
 	ASSERT_EQ(0, kevent_ring_go(&q->map, variant->slots));
@@ -646,14 +647,20 @@ struct mapper {
 	unsigned int bad;
 };
 
+/* Handled, so that the kernel's log does not have it */
+static void end_by_signal(int sig)
+{
+	_exit(128 + sig);
+}
+
 /* Touch what may not be there any more: that can only be the end of the child. */
 static int touch_in_child(unsigned char *p, size_t size)
 {
 	pid_t pid = fork();
 
 	if (!pid) {
-		signal(SIGBUS, SIG_DFL);
-		signal(SIGSEGV, SIG_DFL);
+		signal(SIGBUS, end_by_signal);
+		signal(SIGSEGV, end_by_signal);
 		for (size_t i = 0; i < size; i += 512)
 			__atomic_load_n(&p[i], __ATOMIC_RELAXED);
 		_exit(0);

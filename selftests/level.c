@@ -1879,6 +1879,15 @@ static __u32 model_set(const struct model *m, bool level)
 	return set;
 }
 
+/* Whether the kernel may look at a level-triggered source and find it is not so */
+static bool model_has_stale(const struct model *m)
+{
+	for (int i = 0; i < MODEL_LEVELS; i++)
+		if (m->s[i].registered && !m->s[i].disabled && !m->s[i].readable)
+			return true;
+	return false;
+}
+
 /* What a change leaves of the registration */
 static void model_look(struct model *m, int i)
 {
@@ -1924,7 +1933,9 @@ static void model_collect(struct __test_metadata *_metadata, struct model *m,
 		ASSERT_EQ(mode, evs[i].flags);
 		ASSERT_TRUE((level | edge) & 1U << n)
 			TH_LOG("source %d is not ready, or came twice", n);
-		if (level && edge) {
+		/* One that is looked at and not so has had its turn. */
+		if (level && edge &&
+		    (mode == KEVENT_LEVEL || !model_has_stale(m))) {
 			ASSERT_NE(m->last, mode)
 				TH_LOG("event %d of %d", i, nr);
 		}

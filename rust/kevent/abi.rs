@@ -12,11 +12,9 @@ use crate::events::{
     Trigger, //
 };
 use kernel::{
+    bindings,
     prelude::*,
-    transmute::{
-        AsBytes,
-        FromBytes, //
-    },
+    uaccess::UserPtr,
     uapi, //
 };
 
@@ -53,37 +51,54 @@ assert_layout!(uapi::kevent_getopts, 64,
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Ukevent(pub(crate) uapi::ukevent);
 
-// SAFETY: All fields are integers, so any bytes will do.
-unsafe impl FromBytes for Ukevent {}
-// SAFETY: The fields leave no hole, as their offsets and the size show.
-unsafe impl AsBytes for Ukevent {}
-
-/// The fields that say what to report, beside the name of the registration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Field {
-    Flags,
-    Events,
-    UserData,
-    Data,
-    Fflags,
-    Interval,
+/// The fields that say what to report, beside the name of the registration; a set of them.
+pub(crate) mod field {
+    pub(crate) const NONE: u32 = 0;
+    pub(crate) const FLAGS: u32 = 1;
+    pub(crate) const EVENTS: u32 = 1 << 1;
+    pub(crate) const USER_DATA: u32 = 1 << 2;
+    pub(crate) const DATA: u32 = 1 << 3;
+    pub(crate) const FFLAGS: u32 = 1 << 4;
+    pub(crate) const INTERVAL: u32 = 1 << 5;
+    /// Those that no change uses.
+    pub(super) const RESULT: u32 = 1 << 6;
+    pub(super) const RESV: u32 = 1 << 7;
 }
 
 impl Ukevent {
-    /// Returns an error unless all fields are zero but those that are `used` and the name.
-    pub(crate) fn only(&self, used: &[Field]) -> Result {
-        let change = &self.0;
-        let unused = |field: Field, zero: bool| zero || used.contains(&field);
+    /// Copies a change from a program.  May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`.
+    pub(crate) fn copy_from(from: UserPtr) -> Result<Self> {
+        let mut change = Self::default();
 
-        if change.result == 0
-            && change.resv == 0
-            && unused(Field::Flags, change.flags == 0)
-            && unused(Field::Events, change.events == 0)
-            && unused(Field::UserData, change.user_data == 0)
-            && unused(Field::Data, change.data == 0)
-            && unused(Field::Fflags, change.fflags == 0)
-            && unused(Field::Interval, change.interval == 0)
-        {
+        // SAFETY: There is room for it.
+        if unsafe {
+            bindings::kevent_get_change((&raw mut change.0).cast(), from.as_const_ptr().cast())
+        } {
+            Ok(change)
+        } else {
+            Err(EFAULT)
+        }
+    }
+
+    /// Returns an error unless all fields are zero but those that are `used` and the name.
+    #[inline]
+    pub(crate) fn only(&self, used: u32) -> Result {
+        let change = &self.0;
+        let set = |set: bool, field: u32| u32::from(set) * field;
+        let set = set(change.flags != 0, field::FLAGS)
+            | set(change.events != 0, field::EVENTS)
+            | set(change.user_data != 0, field::USER_DATA)
+            | set(change.data != 0, field::DATA)
+            | set(change.fflags != 0, field::FFLAGS)
+            | set(change.interval != 0, field::INTERVAL)
+            | set(change.result != 0, field::RESULT)
+            | set(change.resv != 0, field::RESV);
+
+        if set & !used == 0 {
             Ok(())
         } else {
             Err(EINVAL)
@@ -92,7 +107,7 @@ impl Ukevent {
 
     /// Returns what the registration that the change asks for says and how, and whether it is
     /// enabled, if all mode flags are `known`.
-    pub(crate) fn terms(&self, known: u32, interest: u32) -> Result<(Terms, bool)> {
+    pub(crate) fn terms(&self, known: u32, interest: u32) -> Result<Asked> {
         const ONESHOT: u32 = uapi::KEVENT_ONESHOT;
         const DISPATCH: u32 = uapi::KEVENT_DISPATCH;
         const BOTH: u32 = ONESHOT | DISPATCH;
@@ -128,6 +143,9 @@ impl Ukevent {
         Ok((terms, flags & uapi::KEVENT_DISABLED == 0))
     }
 }
+
+/// What a registration is to say and how, and whether it is to be enabled.
+pub(crate) type Asked = (Terms, bool);
 
 /// The mode flags of sources whose events are all in the ring.
 pub(crate) const EDGE_FLAGS: u32 =

@@ -4,7 +4,7 @@
 
 use crate::{
     abi::{
-        Field,
+        field,
         Op,
         SourceKind,
         Ukevent, //
@@ -96,28 +96,44 @@ impl Queue {
 
         let results = flags & uapi::KEVENT_CTL_RESULTS != 0;
         let mut applied = 0;
-        let mut changes = changes;
+        let mut at = changes;
+        let mut tidy = false;
+        let mut result = Ok(());
 
         for _ in 0..nr {
-            match self.change_at(changes, results) {
+            match self.change_at(at, results, &mut tidy) {
                 Ok(Ok(())) => applied += 1,
                 // The change failed, and its result says so.
                 Ok(Err(_)) => {}
-                Err(error) => return (applied, Err(error)),
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
             }
-            changes = changes.wrapping_byte_add(size_of::<Ukevent>());
+            at = at.wrapping_byte_add(size_of::<Ukevent>());
         }
-        (applied, Ok(()))
+        if tidy {
+            self.tidy();
+        }
+        (applied, result)
     }
 
     /// Applies the change at `ptr`.
     ///
     /// If `results`, the inner result is also written to the change; else it is an outer error.
-    fn change_at(self: ArcBorrow<'_, Self>, ptr: UserPtr, results: bool) -> Result<Result> {
-        let change = UserSlice::new(ptr, size_of::<Ukevent>())
-            .reader()
-            .read::<Ukevent>()?;
+    /// Sets `tidy` if it is a change that may sleep.
+    fn change_at(
+        self: ArcBorrow<'_, Self>,
+        ptr: UserPtr,
+        results: bool,
+        tidy: &mut bool,
+    ) -> Result<Result> {
+        let change = Ukevent::copy_from(ptr)?;
 
+        *tidy |= !matches!(
+            u32::from(change.0.op),
+            uapi::KEVENT_OP_TRIGGER | uapi::KEVENT_OP_WAKE
+        );
         if !results {
             return self.change(&change).map(Ok);
         }
@@ -155,20 +171,22 @@ impl Queue {
             (Op::Trigger, _) => Err(EINVAL),
             (Op::Add | Op::Modify | Op::Set, _) => self.set(change, op, kind),
             (Op::Delete | Op::Enable | Op::Disable, _) => {
-                change.only(&[])?;
+                change.only(field::NONE)?;
                 self.change_named(change, op, kind)
             }
             (Op::Move, _) => {
-                change.only(&[Field::Data])?;
+                change.only(field::DATA)?;
                 self.change_named(change, op, kind)
             }
         }
     }
 
     fn change_queue(self: ArcBorrow<'_, Self>, change: &Ukevent, op: Op) -> Result {
-        let used: &[Field] = if op == Op::Grow { &[Field::Data] } else { &[] };
-
-        change.only(used)?;
+        change.only(if op == Op::Grow {
+            field::DATA
+        } else {
+            field::NONE
+        })?;
         if change.0.ident != 0 || change.0.tag != 0 {
             return Err(EINVAL);
         }
@@ -184,35 +202,63 @@ impl Queue {
 
     /// Adds a registration, changes it, or does what it takes.
     fn set(self: ArcBorrow<'_, Self>, change: &Ukevent, op: Op, kind: SourceKind) -> Result {
-        let named = Named::by(change, kind);
-
         match kind {
-            SourceKind::Fd => fd::check(change, op)?,
-            SourceKind::Timer => timer::check(change)?,
-            SourceKind::Queue | SourceKind::User => user::check(change)?,
+            SourceKind::Fd => {
+                let asked = fd::check(change, op)?;
+                let named = Named::by(change, kind)?;
+
+                self.add_or_modify(
+                    &named.key,
+                    op,
+                    || fd::add(self, &asked, &named),
+                    || fd::modify(self, &asked, &named),
+                )
+            }
+            SourceKind::Timer => {
+                let (asked, setting) = timer::check(change)?;
+                let named = Named::by(change, kind)?;
+
+                self.add_or_modify(
+                    &named.key,
+                    op,
+                    || timer::add(self, &asked, &setting, &named),
+                    || timer::modify(self, &asked, &setting, &named),
+                )
+            }
+            SourceKind::Queue | SourceKind::User => {
+                let (asked, kind_of_event) = user::check(change)?;
+                let named = Named::by(change, kind)?;
+
+                self.add_or_modify(
+                    &named.key,
+                    op,
+                    || user::add(self, &asked, kind_of_event, &named),
+                    || user::modify(self, &asked, kind_of_event, &named),
+                )
+            }
         }
+    }
 
-        let named = named?;
+    /// Does what `op` asks for, one at a time.
+    fn add_or_modify(
+        &self,
+        key: &Key,
+        op: Op,
+        add: impl Fn() -> Result,
+        modify: impl FnOnce() -> Result,
+    ) -> Result {
         let _ctl = self.ctl.lock();
-        let add = |named: &Named| match kind {
-            SourceKind::Fd => fd::add(self, change, named),
-            SourceKind::Timer => timer::add(self, change, named),
-            SourceKind::Queue | SourceKind::User => user::add(self, change, named),
-        };
-        let modify = |named: &Named| match kind {
-            SourceKind::Fd => fd::modify(self, change, named),
-            SourceKind::Timer => timer::modify(self, change, named),
-            SourceKind::Queue | SourceKind::User => user::modify(self, change, named),
-        };
 
-        self.settle(&named.key);
-        match op {
-            Op::Add => add(&named),
-            Op::Set => match modify(&named) {
-                Err(ENOENT) => add(&named),
-                result => result,
-            },
-            _ => modify(&named),
+        if op != Op::Add {
+            match modify() {
+                Err(ENOENT) if op == Op::Set => {}
+                result => return result,
+            }
+        }
+        match add() {
+            // What has the name may have ended.
+            Err(EEXIST) if self.settle(key) => add(),
+            result => result,
         }
     }
 
@@ -226,7 +272,6 @@ impl Queue {
         let named = Named::by(change, kind)?;
         let _ctl = self.ctl.lock();
 
-        self.settle(&named.key);
         match op {
             Op::Disable => self.disable(&named.key),
             Op::Enable => {

@@ -7,10 +7,10 @@
 use crate::{
     abi::Ukevent,
     events::{
-        After,
         Event,
         Find,
-        Trigger, //
+        Payload,
+        Terms, //
     },
     fd,
     queue::{
@@ -20,7 +20,20 @@ use crate::{
     source::Source,
     trace, //
 };
+use core::{
+    mem::{
+        offset_of,
+        MaybeUninit, //
+    },
+    ops::{
+        Deref,
+        DerefMut, //
+    },
+    ptr,
+    slice, //
+};
 use kernel::{
+    bindings,
     current,
     fs::File,
     prelude::*,
@@ -28,16 +41,16 @@ use kernel::{
         aref::ARef,
         wait::Deadline, //
     },
-    uaccess::{
-        UserPtr,
-        UserSlice, //
-    },
+    uaccess::UserPtr,
     uapi, //
 };
 
 /// How many changes or events a call can be given: as many as fit in 2 GiB, so that a count of them
 /// fits in what a system call returns.
 pub(crate) const MAX_UKEVENTS: u32 = i32::MAX as u32 / size_of::<Ukevent>() as u32;
+
+/// How many events are looked at, copied and claimed together.
+const BATCH: usize = 8;
 
 /// How often an event is looked at again because its source was woken meanwhile.
 const LOOKS: u32 = 3;
@@ -83,10 +96,8 @@ enum Waited {
 struct Collected {
     /// How many events.
     events: u32,
-    /// Whether level-triggered ones are among them.
-    level: bool,
-    /// Whether one-shot ones are among them.
-    ended: bool,
+    /// The mode flags that are among them.
+    flags: u32,
 }
 
 /// What an event that was found is of.
@@ -119,7 +130,8 @@ impl Queue {
         let Wait {
             events, min, max, ..
         } = *wait;
-        let wakes = self.inner.lock().wakes;
+        // Only who sleeps can be told to return.
+        let wakes = if min == 0 { 0 } else { self.inner.lock().wakes };
         let mut collected = Collected::default();
         let mut want = min;
         let mut until = wait.patience.unwrap_or(wait.deadline);
@@ -140,6 +152,10 @@ impl Queue {
             }
 
             let Some(events) = events else {
+                if min == 0 {
+                    // Let in what waits behind a full ring, for those who look there.
+                    self.inner.lock().events.flush(STEPS);
+                }
                 return match waited {
                     Waited::Ready(count) => {
                         if current!().signal_pending() {
@@ -162,7 +178,7 @@ impl Queue {
 
             let result = self.collect(events, &mut collected, max);
 
-            if collected.ended {
+            if collected.flags & uapi::KEVENT_ONESHOT != 0 {
                 self.reap();
             }
             if result.is_err() || collected.events == max {
@@ -178,7 +194,7 @@ impl Queue {
             // Otherwise somebody else was faster.  Those that are level-triggered would be reported
             // again.
             if collected.events >= want
-                || collected.level
+                || collected.flags & uapi::KEVENT_LEVEL != 0
                 || result.is_err()
                 || !matches!(waited, Waited::Ready(_))
             {
@@ -191,8 +207,6 @@ impl Queue {
     /// `wakes` times.
     fn wait(&self, min: u32, wakes: u64, deadline: Deadline) -> Waited {
         if min == 0 {
-            // Let in what waits behind a full ring, for those who look there.
-            self.inner.lock().events.flush(STEPS);
             return Waited::Ready(0);
         }
 
@@ -236,19 +250,23 @@ impl Queue {
         let scan = self.inner.lock().events.scan();
 
         loop {
-            let (event, file) = {
+            let (event, interest, file) = {
                 let mut inner = self.inner.lock();
 
                 match inner.events.find_ready(&scan) {
-                    // SAFETY: The registration is in the table, and the lock is held.
-                    Some((event, source)) => (event, unsafe { source.pin() }.flatten()),
+                    Some((event, terms, source)) => {
+                        // SAFETY: The registration is in the table, and the lock is held.
+                        let file = unsafe { source.pin() }.flatten();
+
+                        (event, terms.interest, file)
+                    }
                     None => return inner.events.count(min) >= min,
                 }
             };
-            let so = file.is_some_and(|file| fd::look_again(&file, 0, event.terms.interest) != 0);
+            let so = file.is_some_and(|file| fd::look_again(&file, 0, interest) != 0);
 
             if !so {
-                self.claim(&event, false, true);
+                self.claim_all([(&event, false, true)]);
             }
         }
     }
@@ -274,82 +292,251 @@ impl Queue {
     ///
     /// An event is copied before it is claimed, so that one that cannot be copied is not lost.
     fn collect(&self, buffer: UserPtr, collected: &mut Collected, max: u32) -> Result {
-        let mut scan = self.inner.lock().events.scan();
+        let mut scan = None;
         let mut looks = 0;
 
         while collected.events < max {
-            let here = scan;
-            let (event, of) = {
+            // What is looked at again is looked at alone.
+            let most = if looks == 0 { BATCH as u32 } else { 1 };
+            let most = most.min(max.saturating_sub(collected.events));
+            let mut batch = Batch::new();
+            let (scan, here, end) = {
                 let mut inner = self.inner.lock();
 
-                inner.events.flush(STEPS);
-                match inner.events.find(&mut scan, STEPS) {
-                    Find::End => return Ok(()),
-                    Find::More => continue,
-                    Find::Event(event, Source::Fd(watch)) => {
+                if inner.events.waiting() != 0 {
+                    inner.events.flush(STEPS);
+                }
+
+                let scan = scan.get_or_insert_with(|| inner.events.scan());
+                let here = *scan;
+                let find = inner
+                    .events
+                    .find(scan, most, STEPS, |event, terms, source| {
                         // SAFETY: The registration is in the table, and the lock is held.
-                        let of = match unsafe { watch.handler().pin() } {
-                            Some(file) => Of::File(file),
-                            None => Of::Gone,
-                        };
+                        batch.push(unsafe { Taken::new(event, terms, source) });
+                    });
+                // What waits can find room when something is claimed.
+                let end = batch.is_empty() || inner.events.waiting() == 0;
 
-                        (event, of)
-                    }
-                    Find::Event(event, Source::Timer(_) | Source::User(_)) => (event, Of::Other),
-                }
+                (scan, here, end && find == Find::End)
             };
 
-            // What was seen of the source while it was woken again may be out of date.
+            // What was seen of a source while it was woken again may be out of date.
             let precise = looks < LOOKS;
-            let value = match &of {
-                Of::Gone => {
-                    // It is nobody's any more, and has its turn like the others.
-                    self.claim(&event, false, false);
-                    continue;
-                }
-                Of::File(file) if precise || event.value == 0 => {
-                    fd::look_again(file, event.value, event.terms.interest)
-                }
-                Of::File(_) | Of::Other => event.value,
-            };
-            let precise = precise && matches!(of, Of::File(_));
 
-            if value != 0 {
-                let offset = collected.events as usize * size_of::<Ukevent>();
-
-                write_event(buffer.wrapping_byte_add(offset), &event, value)?;
+            for taken in &mut *batch {
+                taken.look(precise);
             }
-            if !self.claim(&event, value != 0, precise) {
-                // Look at it again; if somebody else claimed it, at the next.
+            if self.deliver(&batch, buffer, collected, precise)? {
                 scan.again(&here);
                 looks += 1;
-                continue;
-            }
-            looks = 0;
-            if value != 0 {
-                collected.events += 1;
-                collected.level |= event.terms.trigger == Trigger::Level;
-                collected.ended |= event.terms.after == After::End;
-                trace::collect(self, &event.terms.payload, value);
+            } else if end {
+                break;
+            } else {
+                looks = 0;
             }
         }
         Ok(())
     }
+
+    /// Copies and claims events that were taken, in order.
+    ///
+    /// Returns whether to look at those in the ring again that were not collected: one of them was
+    /// claimed by somebody else, or has changed.
+    fn deliver(
+        &self,
+        taken: &[Taken],
+        buffer: UserPtr,
+        collected: &mut Collected,
+        precise: bool,
+    ) -> Result<bool> {
+        let mut rest = taken;
+        let mut together = BATCH;
+        let mut again = false;
+
+        while let Some((first, others)) = rest.split_first() {
+            if again && first.event.is_in_ring() {
+                rest = others;
+                continue;
+            }
+
+            let some = rest.get(..together).unwrap_or(rest);
+            let offset = collected.events as usize * size_of::<Ukevent>();
+            let copied = put_events(buffer.wrapping_byte_add(offset), some);
+            let claims = some.iter().take(copied).map(|taken| {
+                let untouched = precise && matches!(taken.of, Of::File(_));
+
+                (&taken.event, taken.value() != 0, untouched)
+            });
+            let mut done = self.claim_all(claims);
+
+            for taken in some.iter().take(done) {
+                collected.add(taken);
+                if trace::collects() {
+                    trace::collect(self, &taken.payload(), taken.value());
+                }
+            }
+            match some.get(done) {
+                Some(failed) if done < copied => {
+                    // Those behind it were copied to the wrong place.
+                    together = 1;
+                    again |= failed.event.is_in_ring();
+                    done += 1;
+                }
+                Some(_) => return Err(EFAULT),
+                None => {}
+            }
+            rest = rest.get(done..).unwrap_or_default();
+        }
+        Ok(again)
+    }
 }
 
-/// Copies an event to a program.
-fn write_event(to: UserPtr, event: &Event, value: u32) -> Result {
-    let event = Ukevent(uapi::ukevent {
-        ident: event.terms.payload.ident,
-        source: event.terms.payload.source,
-        flags: event.terms.flags,
-        events: value,
-        user_data: event.terms.payload.user_data,
-        tag: event.terms.payload.tag,
-        ..Default::default()
-    });
+/// An event on its way to a program.
+struct Taken {
+    event: Event,
+    of: Of,
+    /// What the source is looked at for.
+    interest: u32,
+    /// What the program gets; zero if it is not so.
+    out: Ukevent,
+}
 
-    UserSlice::new(to, size_of::<Ukevent>())
-        .writer()
-        .write(&event)
+impl Taken {
+    /// Makes one of an event that was found.
+    ///
+    /// # Safety
+    ///
+    /// The registration must be in its queue's table, whose lock must be held.
+    #[inline(always)]
+    unsafe fn new(event: Event, terms: &Terms, source: &Source) -> Self {
+        // SAFETY: By the requirements.
+        let of = match unsafe { source.pin() } {
+            Some(Some(file)) => Of::File(file),
+            Some(None) => Of::Other,
+            None => Of::Gone,
+        };
+
+        Self {
+            event,
+            of,
+            interest: terms.interest,
+            out: Ukevent(uapi::ukevent {
+                ident: terms.payload.ident,
+                source: terms.payload.source,
+                flags: terms.flags,
+                user_data: terms.payload.user_data,
+                tag: terms.payload.tag,
+                ..Default::default()
+            }),
+        }
+    }
+
+    /// Finds out what is so.  May sleep.
+    #[inline(always)]
+    fn look(&mut self, precise: bool) {
+        let value = self.event.value;
+
+        self.out.0.events = match &self.of {
+            // It is nobody's any more, and has its turn like the others.
+            Of::Gone => 0,
+            Of::File(file) if precise || value == 0 => fd::look_again(file, value, self.interest),
+            Of::File(_) | Of::Other => value,
+        };
+    }
+
+    /// Returns what is so.
+    fn value(&self) -> u32 {
+        self.out.0.events
+    }
+
+    fn payload(&self) -> Payload {
+        Payload {
+            user_data: self.out.0.user_data,
+            ident: self.out.0.ident,
+            source: self.out.0.source,
+            tag: self.out.0.tag,
+        }
+    }
+}
+
+impl Collected {
+    /// Counts an event that was claimed.
+    #[inline(always)]
+    fn add(&mut self, taken: &Taken) {
+        if taken.value() != 0 {
+            self.events = self.events.wrapping_add(1);
+            self.flags |= taken.out.0.flags;
+        }
+    }
+}
+
+/// Events that are looked at, copied and claimed together.
+///
+/// # Invariants
+///
+/// The first `len` of `taken` are initialised.
+struct Batch {
+    taken: [MaybeUninit<Taken>; BATCH],
+    len: usize,
+}
+
+impl Batch {
+    fn new() -> Self {
+        // INVARIANT: There are none.
+        Self {
+            taken: [const { MaybeUninit::uninit() }; BATCH],
+            len: 0,
+        }
+    }
+
+    /// Adds one, if there is room.
+    #[inline(always)]
+    fn push(&mut self, taken: Taken) {
+        if let Some(room) = self.taken.get_mut(self.len) {
+            room.write(taken);
+            // INVARIANT: It was just written.
+            self.len += 1;
+        }
+    }
+}
+
+impl Deref for Batch {
+    type Target = [Taken];
+
+    fn deref(&self) -> &[Taken] {
+        // SAFETY: By the invariant.
+        unsafe { slice::from_raw_parts(self.taken.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Batch {
+    fn deref_mut(&mut self) -> &mut [Taken] {
+        // SAFETY: By the invariant.
+        unsafe { slice::from_raw_parts_mut(self.taken.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // SAFETY: By the invariant they are initialised, and nobody uses them any more.
+        unsafe { ptr::drop_in_place(&raw mut **self) };
+    }
+}
+
+/// Copies events to a program, without those that are not so.
+///
+/// Returns how many of them it is done with: not all, if the memory is not there.
+fn put_events(to: UserPtr, taken: &[Taken]) -> usize {
+    let first = taken.as_ptr().cast::<u8>();
+
+    // SAFETY: There are so many, each with its event, so far apart.  CAST: They are few.
+    unsafe {
+        bindings::kevent_put_events(
+            to.as_mut_ptr().cast(),
+            first.add(offset_of!(Taken, out)).cast(),
+            size_of::<Taken>(),
+            taken.len() as u32,
+        ) as usize
+    }
 }

@@ -213,6 +213,20 @@ impl<T> Entry<T> {
     fn terms(&self) -> Option<&Terms> {
         self.registered().map(|(terms, _)| terms)
     }
+
+    /// Returns whether it is level-triggered, and may be ready since before `ticket`.
+    #[inline]
+    fn is_ready(&self, ticket: u64) -> bool {
+        matches!(self.state, State::Ready { ticket: since } if since < ticket)
+    }
+
+    /// Says that it was found ready, and is so since `ticket` from now on.
+    #[inline]
+    fn found_ready(&mut self, ticket: u64) -> Option<&(Terms, T)> {
+        self.state = State::Ready { ticket };
+        self.touched = false;
+        self.registration.as_ref()
+    }
 }
 
 /// What became of an event.
@@ -226,6 +240,8 @@ pub(crate) enum Post {
     Merged,
     /// It is of no interest, or not now.
     Nothing,
+    /// The last event was claimed, and there are no more of this registration.
+    Ended,
 }
 
 impl Post {
@@ -255,13 +271,15 @@ pub(crate) struct Scan {
     /// Level-triggered registrations that became ready, or were collected, later are not for this
     /// scan.
     ticket: u64,
+    /// Which kind of event is to be found next if there are both.
+    turn: Trigger,
 }
 
 impl Scan {
-    /// Goes back to where a registration in a ring was found.  Level-triggered ones are put behind
-    /// all others when they are found, so they come again anyway.
+    /// Goes back to where a registration in a ring was found.  Level-triggered ones that were found
+    /// since are not found again.
     pub(crate) fn again(&mut self, here: &Self) {
-        (self.ring, self.pos) = (here.ring, here.pos);
+        (self.ring, self.pos, self.turn) = (here.ring, here.pos, here.turn);
     }
 }
 
@@ -276,9 +294,24 @@ enum Origin {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Event {
     origin: Origin,
-    pub(crate) terms: Terms,
     /// What it says; nothing, zero, if it is level-triggered.
     pub(crate) value: u32,
+}
+
+impl Event {
+    /// Returns whether it is in a ring, where [`Scan::again`] comes by once more.
+    pub(crate) fn is_in_ring(&self) -> bool {
+        matches!(self.origin, Origin::Ring { .. })
+    }
+}
+
+/// Whether [`Events::find`] is to be called again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Find {
+    /// There may be more: one of its limits was reached.
+    More,
+    /// There is nothing more.
+    End,
 }
 
 /// What became of a claim.
@@ -291,15 +324,6 @@ pub(crate) enum Claim {
     Anew,
     /// The event was claimed by somebody else, or it changed.
     Failed,
-}
-
-/// What [`Events::find`] found.
-pub(crate) enum Find<'a, T> {
-    Event(Event, &'a T),
-    /// Nothing yet: its limit was reached.
-    More,
-    /// There is nothing more.
-    End,
 }
 
 /// Why a registration is refused.
@@ -642,6 +666,30 @@ impl<P: Parts> Events<P> {
         self.entry(id)?.registration.take()
     }
 
+    /// Registers `item`, so that [`Events::look_up`] finds it by `hash`, where an id was reserved
+    /// for it; disabled, or not.
+    pub(crate) fn insert(
+        &mut self,
+        id: u32,
+        hash: u32,
+        terms: &Terms,
+        item: P::Item,
+        enabled: bool,
+    ) {
+        match self.table.get_mut(id) {
+            Some(entry) if entry.state == State::Reserved => {
+                entry.state = match enabled {
+                    true => State::Idle,
+                    false => State::Disabled { held: 0 },
+                };
+                entry.touched = false;
+                entry.registration = Some((*terms, item));
+                self.table.add(id, hash);
+            }
+            _ => {}
+        }
+    }
+
     /// Registers `item` where an id was reserved for it.
     ///
     /// It is disabled if `pending` says so.  To post what else is pending is up to the caller.
@@ -693,17 +741,37 @@ impl<P: Parts> Events<P> {
     pub(crate) fn modify(
         &mut self,
         id: u32,
-        terms: Terms,
+        terms: &Terms,
         enabled: bool,
     ) -> Result<Pending, Refused> {
-        let old = self.terms(id).ok_or(Refused::Ended)?.trigger;
+        let entry = self.table.get(id).ok_or(Refused::Ended)?;
+        let old = entry.terms().ok_or(Refused::Ended)?.trigger;
+        let pending = match entry.state {
+            State::Idle if old == terms.trigger => Pending::Nothing,
+            _ => self.withdraw_for(id, old, terms.trigger)?,
+        };
 
+        if let Some(entry) = self.entry(id) {
+            entry.state = if enabled {
+                State::Idle
+            } else {
+                State::Disabled { held: 0 }
+            };
+            entry.touched = true;
+            if let Some((old, _)) = &mut entry.registration {
+                *old = *terms;
+            }
+        }
+        Ok(pending)
+    }
+
+    /// Takes back the event of the registration `id`, whose trigger is to be `new`, not `old`.
+    fn withdraw_for(&mut self, id: u32, old: Trigger, new: Trigger) -> Result<Pending, Refused> {
         self.settle(id);
         if self.state(id) == State::Ended {
             return Err(Refused::Ended);
         }
-
-        if (old, terms.trigger) == (Trigger::Level, Trigger::Edge) && !self.can_reserve() {
+        if (old, new) == (Trigger::Level, Trigger::Edge) && !self.can_reserve() {
             return Err(Refused::NoSlot);
         }
 
@@ -714,18 +782,7 @@ impl<P: Parts> Events<P> {
             return Err(Refused::Ended);
         }
         self.count_out(old);
-        self.count_in(terms.trigger);
-        if let Some(entry) = self.entry(id) {
-            entry.state = if enabled {
-                State::Idle
-            } else {
-                State::Disabled { held: 0 }
-            };
-            entry.touched = true;
-            if let Some((old, _)) = &mut entry.registration {
-                *old = terms;
-            }
-        }
+        self.count_in(new);
         Ok(pending)
     }
 
@@ -799,6 +856,18 @@ impl<P: Parts> Events<P> {
         Some((*terms, item, seen))
     }
 
+    /// Returns whether there is a registration `id` that has not ended.
+    pub(crate) fn is_live(&mut self, id: u32) -> bool {
+        self.settle(id);
+        !matches!(self.state(id), State::Free | State::Reserved | State::Ended)
+    }
+
+    /// Returns whether there is a registration `id` that has ended.
+    pub(crate) fn has_ended(&mut self, id: u32) -> bool {
+        self.settle(id);
+        self.state(id) == State::Ended
+    }
+
     /// Takes back the event of the registration `id`, which becomes idle, or stays disabled or
     /// ended.
     fn withdraw(&mut self, id: u32) -> Pending {
@@ -868,11 +937,16 @@ impl<P: Parts> Events<P> {
     }
 
     /// Finds out whether the event of the registration `id` was claimed.
+    #[inline]
     pub(crate) fn settle(&mut self, id: u32) {
         if let State::Posted { ring, slot } = self.state(id) {
-            if !self.ring(ring).is_some_and(|ring| ring.holds(slot, id)) {
-                self.collected(id);
-            }
+            self.settle_posted(id, ring, slot);
+        }
+    }
+
+    fn settle_posted(&mut self, id: u32, ring: u8, slot: u32) {
+        if !self.ring(ring).is_some_and(|ring| ring.holds(slot, id)) {
+            self.collected(id);
         }
     }
 
@@ -895,9 +969,19 @@ impl<P: Parts> Events<P> {
         self.shots.len()
     }
 
-    /// Returns a registration that has ended and is to be removed.
-    pub(crate) fn ended(&self) -> Option<(u32, &Terms, &P::Item)> {
+    /// Returns how many registrations are known to have ended, and are to be removed.
+    pub(crate) fn nr_ended(&self) -> u32 {
+        self.ended.len()
+    }
+
+    /// Returns a registration that has ended and is to be removed.  It is put behind the others, so
+    /// that one that cannot be removed yet does not stop them.
+    pub(crate) fn next_ended(&mut self) -> Option<(u32, &Terms, &P::Item)> {
         let id = self.ended.first()?;
+
+        self.table.unlink(&mut self.ended, id);
+        self.table.push(&mut self.ended, id);
+
         let (terms, item) = self.table.get(id)?.registration.as_ref()?;
 
         Some((id, terms, item))
@@ -976,7 +1060,8 @@ impl<P: Parts> Events<P> {
         };
 
         match &mut entry.state {
-            State::Free | State::Reserved | State::Ended | State::Posted { .. } => Post::Nothing,
+            State::Free | State::Reserved | State::Posted { .. } => Post::Nothing,
+            State::Ended => Post::Ended,
             State::Disabled { held } => {
                 // What is so is found out when it is enabled; what is counted is not.
                 if !matches!(update, Update::Bits(_)) {
@@ -1130,78 +1215,109 @@ impl<P: Parts> Events<P> {
             ring: self.oldest,
             pos: 0,
             ticket: self.ticket,
+            turn: self.turn,
         }
     }
 
-    /// Finds an event, looking at no more than `limit` slots, and leaves in `scan` where to go on.
+    /// Finds events, `max` at most and looking at no more than `limit` slots for each, and leaves in
+    /// `scan` where to go on.
     ///
-    /// While there are events of both kinds, they take turns.  The event is not claimed; see
-    /// [`Events::claim`].
-    pub(crate) fn find(&mut self, scan: &mut Scan, limit: u32) -> Find<'_, P::Item> {
-        let level = self.ready.first().filter(
-            |&id| matches!(self.state(id), State::Ready { ticket } if ticket < scan.ticket),
-        );
-
-        match level {
-            Some(id) if self.turn == Trigger::Level => self.find_level(id),
-            _ => match self.find_posted(scan, limit, Cancelled::Claim) {
-                Some((ring, found)) => {
-                    let id = found.id;
-
-                    self.found(id, Origin::Ring { ring, found }, value_of(found.word))
-                }
-                None if !self.at_end(scan) => Find::More,
-                None => match level {
-                    Some(id) => self.find_level(id),
-                    // A slot can have become free on the way here.
-                    None if self.let_in(limit) => Find::More,
-                    None => Find::End,
-                },
-            },
-        }
-    }
-
-    /// Finds a level-triggered registration that may be ready; [`None`] if there are no more.
-    pub(crate) fn find_ready(&mut self, scan: &Scan) -> Option<(Event, &P::Item)> {
-        match self.ready.first().map(|id| (id, self.state(id))) {
-            Some((id, State::Ready { ticket })) if ticket < scan.ticket => {
-                match self.find_level(id) {
-                    Find::Event(event, item) => Some((event, item)),
-                    Find::More | Find::End => None,
-                }
-            }
-            _ => None,
-        }
-    }
-
-    fn found(&mut self, id: u32, origin: Origin, value: u32) -> Find<'_, P::Item> {
-        let Some(entry) = self.table.get_mut(id) else {
-            return Find::More;
-        };
-        let Some((terms, item)) = &entry.registration else {
-            return Find::More;
-        };
-
-        entry.touched = false;
-        Find::Event(
-            Event {
-                origin,
-                terms: *terms,
-                value,
-            },
-            item,
-        )
-    }
-
-    /// Finds the level-triggered registration `id` ready, and puts it behind all others.
-    fn find_level(&mut self, id: u32) -> Find<'_, P::Item> {
+    /// `f` is called for each with what its registration says.  While there are events of both
+    /// kinds, they take turns.  They are not claimed; see [`Events::claim`].
+    #[inline]
+    pub(crate) fn find(
+        &mut self,
+        scan: &mut Scan,
+        max: u32,
+        limit: u32,
+        mut f: impl FnMut(Event, &Terms, &P::Item),
+    ) -> Find {
+        // Level-triggered registrations that are found are put behind all others, together, with a
+        // ticket that no scan that is under way will find.
         let ticket = self.ticket;
+        let mut ready = self.ready.first();
+        let mut in_rings = true;
+        let mut left = max;
 
         self.ticket = ticket.wrapping_add(1);
-        self.table.unlink(&mut self.ready, id);
-        self.table.push(&mut self.ready, id);
-        self.set_state(id, State::Ready { ticket });
-        self.found(id, Origin::Level { id, ticket }, 0)
+
+        let end = loop {
+            if left == 0 {
+                break Find::More;
+            }
+
+            if scan.turn == Trigger::Level || !in_rings {
+                let level = ready.and_then(|id| self.table.get_next(id));
+
+                if let (Some(id), Some((entry, next))) = (ready, level) {
+                    if entry.is_ready(scan.ticket) {
+                        if let Some((terms, item)) = entry.found_ready(ticket) {
+                            let origin = Origin::Level { id, ticket };
+
+                            f(Event { origin, value: 0 }, terms, item);
+                            left = left.wrapping_sub(1);
+                        }
+                        ready = next;
+                        scan.turn = Trigger::Edge;
+                        continue;
+                    }
+                }
+                if !in_rings {
+                    // A slot can have become free on the way here.
+                    break if self.let_in(limit) {
+                        Find::More
+                    } else {
+                        Find::End
+                    };
+                }
+            }
+            match self.find_posted(scan, limit, Cancelled::Claim) {
+                Some((ring, found)) => {
+                    if let Some((terms, item)) = self.found_posted(found.id) {
+                        let origin = Origin::Ring { ring, found };
+                        let value = value_of(found.word);
+
+                        f(Event { origin, value }, terms, item);
+                        left = left.wrapping_sub(1);
+                    }
+                    scan.turn = Trigger::Level;
+                }
+                None if self.at_end(scan) => in_rings = false,
+                None => break Find::More,
+            }
+        };
+
+        if ready != self.ready.first() {
+            self.table.turn(&mut self.ready, ready);
+        }
+        end
+    }
+
+    /// Finds a level-triggered registration that may be ready, and puts it behind all others;
+    /// [`None`] if there are no more.
+    pub(crate) fn find_ready(&mut self, scan: &Scan) -> Option<(Event, &Terms, &P::Item)> {
+        let ticket = self.ticket;
+        let id = self.ready.first()?;
+        let (entry, next) = self.table.get_next(id)?;
+
+        if !entry.is_ready(scan.ticket) {
+            return None;
+        }
+        self.ticket = ticket.wrapping_add(1);
+        self.table.turn(&mut self.ready, next);
+
+        let (terms, item) = self.table.get_mut(id)?.found_ready(ticket)?;
+        let origin = Origin::Level { id, ticket };
+
+        Some((Event { origin, value: 0 }, terms, item))
+    }
+
+    /// Says that the event of the registration `id` was found in a ring.
+    fn found_posted(&mut self, id: u32) -> Option<&(Terms, P::Item)> {
+        let entry = self.table.get_mut(id)?;
+
+        entry.touched = false;
+        entry.registration.as_ref()
     }
 
     /// Finds the oldest unclaimed event in the rings that `scan` has not come to.
@@ -1259,19 +1375,18 @@ impl<P: Parts> Events<P> {
     }
 
     fn claim_posted(&mut self, index: u8, found: &Found, so: bool, untouched: bool) -> bool {
-        let id = found.id;
+        let (id, slot) = (found.id, found.slot);
+        let Some(entry) = self.table.get_mut(id) else {
+            return false;
+        };
+        let Some(ring) = self.rings.get_mut(usize::from(index)) else {
+            return false;
+        };
 
-        match self.table.get(id) {
-            Some(entry)
-                if entry.state
-                    == State::Posted {
-                        ring: index,
-                        slot: found.slot,
-                    }
-                    && !(untouched && entry.touched) => {}
-            _ => return false,
-        }
-        if !self.ring(index).is_some_and(|ring| ring.claim(found)) {
+        if entry.state != (State::Posted { ring: index, slot })
+            || untouched && entry.touched
+            || !ring.as_mut().is_some_and(|ring| ring.claim(found))
+        {
             return false;
         }
         if so {

@@ -34,7 +34,8 @@
 
 use crate::{
     abi::{
-        Field,
+        field,
+        Asked,
         Op,
         Ukevent,
         FD_HINT, //
@@ -181,19 +182,23 @@ impl FdSource {
 }
 
 /// Returns an error unless the fields of a change by `op` are valid.
-pub(crate) fn check(change: &Ukevent, op: Op) -> Result {
+///
+/// Returns what it asks for.
+pub(crate) fn check(change: &Ukevent, op: Op) -> Result<Asked> {
     const EXCLUSIVE: u32 = uapi::KEVENT_EXCLUSIVE;
     const TURNS: u32 = uapi::KEVENT_ROUND_ROBIN;
     const BOTH: u32 = EXCLUSIVE | TURNS;
 
-    change.only(&[Field::Flags, Field::Events, Field::UserData])?;
-    change.terms(FLAGS, 0)?;
+    change.only(field::FLAGS | field::EVENTS | field::USER_DATA)?;
+
+    let asked = change.terms(FLAGS, change.0.events | REPORTED)?;
+
     if change.0.events & !mask::ALL != 0 {
         return Err(EINVAL);
     }
     match change.0.flags & BOTH {
-        0 => Ok(()),
-        EXCLUSIVE | BOTH if op == Op::Add && change.0.events & !EXCLUSIVE_BITS == 0 => Ok(()),
+        0 => Ok(asked),
+        EXCLUSIVE | BOTH if op == Op::Add && change.0.events & !EXCLUSIVE_BITS == 0 => Ok(asked),
         _ => Err(EINVAL),
     }
 }
@@ -211,12 +216,20 @@ pub(crate) fn look_again(file: &File, events: u32, interest: u32) -> u32 {
 
 /// Reports what `file` is ready for.  May sleep.
 pub(crate) fn look(watch: &Watch, file: &File, interest: u32) {
-    let ready = poll(file, interest & mask::ALL) & mask::ALL;
-
-    watch.handler().home.post(Update::Bits(ready), 0);
+    report(watch, poll(file, interest & mask::ALL), interest);
 }
 
-/// Registers the descriptor that `change` names.
+/// Reports what of `ready` is of interest, if anything is.
+fn report(watch: &Watch, ready: u32, interest: u32) {
+    match ready & interest & mask::ALL {
+        0 => {}
+        ready => {
+            watch.handler().home.post(Update::Bits(ready), 0);
+        }
+    }
+}
+
+/// Registers a descriptor.
 ///
 /// Must be called with the queue's mutex held.  May sleep.
 ///
@@ -224,9 +237,9 @@ pub(crate) fn look(watch: &Watch, file: &File, interest: u32) {
 ///
 /// `ELOOP`: an event queue.  `EPERM`: a file that cannot be polled.  `EBADF`: the descriptor was
 /// closed.  Those of [`Queue::insert`].
-pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
-    let (terms, enabled) = change.terms(FLAGS, change.0.events | REPORTED)?;
-    let fd = u32::try_from(change.0.ident).map_err(|_| EBADF)?;
+pub(crate) fn add(queue: ArcBorrow<'_, Queue>, asked: &Asked, named: &Named) -> Result {
+    let (terms, enabled) = asked;
+    let fd = u32::try_from(terms.payload.ident).map_err(|_| EBADF)?;
     let file = named.file.as_deref().ok_or(EBADF)?;
 
     if Queue::of(file).is_some() || files::is_aggregator(file) {
@@ -249,7 +262,7 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
             FdSource {
                 home: Home::new(queue.into()),
                 fd,
-                tag: change.0.tag,
+                tag: terms.payload.tag,
                 file: UncountedFile::new(file),
                 sharing,
                 table: TableId::current(),
@@ -261,7 +274,7 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
         GFP_KERNEL_ACCOUNT,
     )?;
 
-    queue.insert(&named.key, terms, Source::Fd(watch.clone()), enabled)?;
+    queue.insert(&named.key, terms, Source::Fd(watch.clone()), *enabled)?;
 
     // SAFETY: It is a new watch.  It is disarmed by whoever takes it from the queue's table; see
     // the top of this file.  Until it is complete that can only be this function: the mutex is
@@ -287,33 +300,28 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
         end(&watch);
         return Err(EBADF);
     }
-    watch
-        .handler()
-        .home
-        .post(Update::Bits(ready & mask::ALL), 0);
+    report(&watch, ready, terms.interest);
     Ok(())
 }
 
-/// Changes the registration of the descriptor that `change` names.
+/// Changes the registration of a descriptor.
 ///
 /// Must be called with the queue's mutex held.  May sleep.
 ///
 /// # Errors
 ///
 /// `ENOENT`: not registered.  `ENOSPC`: no slot left to reserve.  `EINVAL`: it is exclusive.
-pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
-    let (terms, enabled) = change.terms(FLAGS, change.0.events | REPORTED)?;
+pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, asked: &Asked, named: &Named) -> Result {
+    let (terms, enabled) = asked;
     let file = named.file.as_deref().ok_or(EBADF)?;
-    let (source, _) = queue.modify(&named.key, terms, enabled, |source| match source {
-        Source::Fd(watch) if watch.handler().sharing == Sharing::All => Ok(source.clone()),
+    let (watch, _) = queue.modify(&named.key, terms, *enabled, None, |source| match source {
+        Source::Fd(watch) if watch.handler().sharing == Sharing::All => Ok(watch.clone()),
         _ => Err(EINVAL),
     })?;
 
     // What happened before is found here; what happens from now on finds the new interest, which
     // was set under the lock that the callback takes.
-    if let Source::Fd(watch) = source {
-        look(&watch, file, terms.interest);
-    }
+    look(&watch, file, terms.interest);
     Ok(())
 }
 

@@ -135,6 +135,47 @@ static int __init kevent_limits_init(void)
 }
 fs_initcall(kevent_limits_init);
 
+/* Copies a change from a program; returns false if user memory is not there. */
+bool kevent_get_change(struct ukevent *to, const struct ukevent __user *from)
+{
+	const u64 __user *words = (const u64 __user *)from;
+	u64 *copy = (u64 *)to;
+
+	scoped_user_read_access_size(words, sizeof(*to), fault) {
+		for (unsigned int i = 0; i < sizeof(*to) / sizeof(u64); i++)
+			unsafe_get_user(copy[i], &words[i], fault);
+	}
+	return true;
+fault:
+	return false;
+}
+
+/*
+ * Copies events to a program, but those that say nothing.  Each is @stride bytes
+ * behind the one before.  All at once, so that user memory is made accessible
+ * once for them.
+ *
+ * Returns how many of the @nr it is done with; not all, if user memory is not
+ * there.
+ */
+unsigned int kevent_put_events(struct ukevent __user *to, const struct ukevent *event,
+			       size_t stride, unsigned int nr)
+{
+	unsigned int copied = 0, i = 0;
+
+	scoped_user_write_access_size(to, nr * sizeof(*to), fault) {
+		for (; i < nr; i++, event = (void *)event + stride) {
+			if (!event->events)
+				continue;
+			unsafe_copy_to_user((char __user *)&to[copied], (char *)event,
+					    sizeof(*to), fault);
+			copied++;
+		}
+	}
+fault:
+	return i;
+}
+
 bool kevent_node_has_memory(unsigned int node)
 {
 	return node < MAX_NUMNODES && node_state(node, N_MEMORY);

@@ -150,7 +150,11 @@ impl Inner {
     fn find(&mut self, key: &Key) -> Result<u32> {
         let id = self.id_of(key).ok_or(ENOENT)?;
 
-        self.events.registration(id).map(|_| id).ok_or(ENOENT)
+        if self.events.is_live(id) {
+            Ok(id)
+        } else {
+            Err(ENOENT)
+        }
     }
 }
 
@@ -356,7 +360,7 @@ impl Queue {
             Post::New => trace::post(self, &terms.payload, value),
             Post::Waits => trace::overflow(self, &terms.payload, value),
             Post::Merged => trace::merge(self, &terms.payload, value),
-            Post::Nothing => {}
+            Post::Nothing | Post::Ended => {}
         }
     }
 
@@ -379,21 +383,36 @@ impl Queue {
         woken || wake.pollers
     }
 
-    /// Claims an event that was found; see [`Events::claim`].
+    /// Claims events that were found, each with whether it is so and to be untouched, until one
+    /// cannot be claimed; see [`Events::claim`].
     ///
-    /// Returns false if it was claimed by somebody else, or changed.
-    pub(crate) fn claim(&self, event: &Event, so: bool, untouched: bool) -> bool {
-        let (claim, wake) = {
+    /// Returns how many were claimed.
+    pub(crate) fn claim_all<'a>(
+        &self,
+        events: impl IntoIterator<Item = (&'a Event, bool, bool)>,
+    ) -> usize {
+        let mut claimed = 0;
+        let wake = {
             let mut inner = self.inner.lock();
+            let mut anew = false;
 
-            match inner.events.claim(event, so, untouched) {
-                Claim::Anew => (Claim::Anew, self.whom_to_wake(&inner)),
-                claim => (claim, None),
+            for (event, so, untouched) in events {
+                match inner.events.claim(event, so, untouched) {
+                    Claim::Done => {}
+                    Claim::Anew => anew = true,
+                    Claim::Failed => break,
+                }
+                claimed += 1;
+            }
+            if anew {
+                self.whom_to_wake(&inner)
+            } else {
+                None
             }
         };
 
         self.wake(wake, 0);
-        claim != Claim::Failed
+        claimed
     }
 
     /// Reports `update` of a source that is not active by itself.
@@ -411,7 +430,11 @@ impl Queue {
             let id = inner.find(key)?;
 
             match f(inner.events.item_mut(id).ok_or(ENOENT)?)? {
-                Trigger::Post(update) => self.post_locked(&mut inner, id, update),
+                Trigger::Post(update) => match inner.events.post(id, update, |_| true) {
+                    // It was claimed this very moment.
+                    None | Some(Post::Ended) => return Err(ENOENT),
+                    Some(post) => self.posted(&mut inner, id, update, post),
+                },
                 Trigger::Amend(update) => {
                     inner.events.amend(id, update);
                     None
@@ -536,55 +559,76 @@ impl Queue {
         self.wake(wake, 0);
     }
 
-    /// Puts a new registration in the table; `key` names it.
+    /// Puts a new registration in the table, which cannot be active yet.
     ///
     /// # Errors
     ///
     /// As [`Queue::reserve`].
-    pub(crate) fn insert(&self, key: &Key, terms: Terms, source: Source, enabled: bool) -> Result {
-        let id = self.reserve(key, &terms, &source)?;
-        let pending = if enabled {
-            Pending::Nothing
-        } else {
-            Pending::Disabled(0)
-        };
+    pub(crate) fn insert(&self, key: &Key, terms: &Terms, source: Source, enabled: bool) -> Result {
+        let charge = self.charge()?;
+        let mut source = Some(source);
 
-        if let Some(home) = source.home() {
-            home.set_id(id);
-        }
-        self.fill(id, terms, source, pending);
+        self.retry(|inner| {
+            if inner.id_of(key).is_some() {
+                return Err(EEXIST);
+            }
+
+            let id = match inner.events.reserve(terms.trigger) {
+                Ok(id) => id,
+                Err(refused) => return Ok(Err(refused)),
+            };
+
+            if let Some(source) = source.take() {
+                if let Some(home) = source.home() {
+                    home.set_id(id);
+                }
+                inner.events.insert(id, key.hash(), terms, source, enabled);
+            }
+            Ok(Ok(()))
+        })?;
+
+        charge.keep();
         Ok(())
     }
 
-    /// Changes what a registration says and how, and its source to what `change` makes of it.
-    /// Returns its old source, and what it had to say and was taken back.
+    /// Changes what a registration says and how, and its source to `new` if that is given.
+    ///
+    /// Returns what `look` finds in its old source, and what it had to say and was taken back.
     ///
     /// # Errors
     ///
-    /// `ENOENT`: there is none.  `ENOSPC`: no slot left to reserve.  What `change` says.
-    pub(crate) fn modify(
+    /// `ENOENT`: there is none.  `ENOSPC`: no slot left to reserve.  What `look` says.
+    pub(crate) fn modify<R>(
         &self,
         key: &Key,
-        terms: Terms,
+        terms: &Terms,
         enabled: bool,
-        mut change: impl FnMut(&Source) -> Result<Source>,
-    ) -> Result<(Source, Pending)> {
+        new: Option<Source>,
+        mut look: impl FnMut(&Source) -> Result<R>,
+    ) -> Result<(R, Pending)> {
+        let mut new = new;
+
         self.retry(|inner| {
-            let id = inner.find(key)?;
-            let source = inner.events.item(id).ok_or(ENOENT)?.clone();
-            let new = change(&source)?;
+            let id = inner.id_of(key).ok_or(ENOENT)?;
+
+            // Whatever else is wrong, one that has ended is not there.
+            if !inner.events.is_live(id) {
+                return Err(ENOENT);
+            }
+
+            let found = look(inner.events.item(id).ok_or(ENOENT)?)?;
             let pending = match inner.events.modify(id, terms, enabled) {
                 Ok(pending) => pending,
                 Err(refused) => return Ok(Err(refused)),
             };
 
-            if let Some(item) = inner.events.item_mut(id) {
+            if let (Some(item), Some(new)) = (inner.events.item_mut(id), new.take()) {
                 *item = new;
             }
             if let Pending::Event(value) = pending {
                 trace::cancel(self, &terms.payload, value);
             }
-            Ok(Ok((source, pending)))
+            Ok(Ok((found, pending)))
         })
     }
 
@@ -673,7 +717,7 @@ impl Queue {
 
     /// Takes a registration from the table that has not ended.
     pub(crate) fn take(&self, key: &Key) -> Option<(Terms, Source, Pending)> {
-        self.take_if(key, |inner, id| inner.events.registration(id).is_some())
+        self.take_if(key, |inner, id| inner.events.is_live(id))
     }
 
     /// Takes the registration from the table whose source has this `home`, if it is there.
@@ -688,30 +732,37 @@ impl Queue {
     /// Removes the one-shot registrations whose event was claimed, as far as that is known.  May
     /// sleep.
     pub(crate) fn reap(&self) {
-        loop {
+        let ended = self.inner.lock().events.nr_ended();
+
+        for _ in 0..ended {
             let (key, pinned) = {
-                let inner = self.inner.lock();
-                let Some((_, terms, source)) = inner.events.ended() else {
+                let mut inner = self.inner.lock();
+                let Some((_, terms, source)) = inner.events.next_ended() else {
                     return;
                 };
 
                 if !source.is_complete() {
-                    return;
+                    continue;
                 }
                 // SAFETY: The registration is in the table, and the lock is held.
                 match unsafe { source.pin() } {
                     Some(file) => (source.key(&terms.payload), file),
                     // The release of the file removes it.
-                    None => return,
+                    None => continue,
                 }
             };
 
-            if let Some((_, source, _)) =
-                self.take_if(&key, |inner, id| inner.events.registration(id).is_none())
-            {
-                source.finish();
-            }
+            self.remove_ended(&key);
             drop(pinned);
+        }
+    }
+
+    /// Removes a registration if it has ended.  May sleep.
+    ///
+    /// It must be complete, and its file, if it is of one, referenced by the caller.
+    fn remove_ended(&self, key: &Key) {
+        if let Some((_, source, _)) = self.take_if(key, |inner, id| inner.events.has_ended(id)) {
+            source.finish();
         }
     }
 
@@ -729,17 +780,17 @@ impl Queue {
     }
 
     /// Finds out whether the registration has ended, and removes it then.  May sleep.
-    pub(crate) fn settle(&self, key: &Key) {
-        let ended = {
-            let mut inner = self.inner.lock();
+    ///
+    /// Must be called with the queue's mutex held, and with a reference to the file, if it is of
+    /// one.  Returns whether there is none now.
+    pub(crate) fn settle(&self, key: &Key) -> bool {
+        self.remove_ended(key);
+        self.inner.lock().id_of(key).is_none()
+    }
 
-            if let Some(id) = inner.id_of(key) {
-                inner.events.settle(id);
-            }
-            inner.events.ended().is_some()
-        };
-
-        if ended {
+    /// Removes what is known to have ended, and rings that will have no events any more.  May sleep.
+    pub(crate) fn tidy(&self) {
+        if self.inner.lock().events.nr_ended() != 0 {
             self.reap();
         }
         self.retire();

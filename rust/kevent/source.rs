@@ -23,7 +23,8 @@ use kernel::{
     sync::{
         aref::ARef,
         Arc, //
-    }, //
+    },
+    uapi, //
 };
 
 /// What names a registration.
@@ -44,14 +45,11 @@ impl Key {
             tag: payload.tag,
             ident: payload.ident,
             file,
-            // SAFETY: It can be called with any values, in any context.
-            hash: unsafe {
-                bindings::kevent_hash(payload.ident, payload.tag, payload.source.into())
-            },
+            hash: hash(payload),
         }
     }
 
-    /// Returns a number that registrations of other keys hardly have, which programs cannot guess.
+    /// Returns a number that registrations of other keys hardly have.
     pub(crate) fn hash(&self) -> u32 {
         self.hash
     }
@@ -62,6 +60,20 @@ impl Key {
             && self.tag == payload.tag
             && self.source == payload.source
             && self.file == source.file()
+    }
+}
+
+/// Returns the hash for the name of a registration.
+///
+/// A descriptor is its own: descriptors are small and dense.  If a program picks them so that they
+/// come together, no more than the square root of their limit do, for of the `l` that there are at
+/// most, of `n` that are registered, neither more than `n` nor than `l / n` are in one place.  Other
+/// names are up to the program; it cannot guess what becomes of them.
+fn hash(payload: &Payload) -> u32 {
+    match u32::try_from(payload.ident) {
+        Ok(fd) if payload.tag == 0 && u32::from(payload.source) == uapi::KEVENT_SOURCE_FD => fd,
+        // SAFETY: It can be called with any values, in any context.
+        _ => unsafe { bindings::kevent_hash(payload.ident, payload.tag, payload.source.into()) },
     }
 }
 

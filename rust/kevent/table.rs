@@ -97,6 +97,8 @@ pub(crate) struct Table<C> {
     size: u32,
     /// The number of buckets; at most `size`.
     buckets: u32,
+    /// One less than the power of two that the number of buckets is, or will be next.
+    mask: u32,
     /// The number of entries in them.
     hashed: u32,
 }
@@ -121,6 +123,7 @@ where
             chunks: [const { None }; CHUNKS],
             size: 0,
             buckets: 0,
+            mask: 0,
             hashed: 0,
         }
     }
@@ -174,6 +177,41 @@ where
     #[inline]
     pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut T> {
         Some(&mut self.linked(id)?.entry)
+    }
+
+    /// Returns the entry `id`, to be changed, and the id of the one behind it in its list.
+    #[inline]
+    pub(crate) fn get_next(&mut self, id: u32) -> Option<(&mut T, Option<u32>)> {
+        let Linked { entry, next, .. } = self.linked(id)?;
+
+        Some((entry, (*next != NONE).then_some(*next)))
+    }
+
+    /// Puts what is before the entry `first` at the end of `list`, which that must be in.  If there
+    /// is no `first`, that is all of it, and everything stays as it is.
+    pub(crate) fn turn(&mut self, list: &mut List, first: Option<u32>) {
+        let (old_first, old_last) = (list.first, list.last);
+        let Some(first) = first.filter(|&first| first != old_first) else {
+            return;
+        };
+        let Some(last) = self
+            .linked(first)
+            .map(|entry| mem::replace(&mut entry.prev, NONE))
+        else {
+            return;
+        };
+
+        if let Some(entry) = self.linked(last) {
+            entry.next = NONE;
+        }
+        if let Some(entry) = self.linked(old_last) {
+            entry.next = old_first;
+        }
+        if let Some(entry) = self.linked(old_first) {
+            entry.prev = old_last;
+        }
+        // INVARIANT: The two parts are linked the other way around.
+        (list.first, list.last) = (first, last);
     }
 
     /// Puts the entry `id`, which must be in no list, at the end of `list`.
@@ -235,18 +273,13 @@ where
 
     /// Returns the number of the bucket for `hash`.
     fn bucket_of(&self, hash: u32) -> u32 {
-        let mask = self
-            .buckets
-            .checked_next_power_of_two()
-            .unwrap_or(0)
-            .wrapping_sub(1);
-        let bucket = hash & mask;
+        let bucket = hash & self.mask;
 
         if bucket < self.buckets {
             bucket
         } else {
             // It is not there yet; its entries are in the one that it will be divided from.
-            bucket & mask >> 1
+            bucket & self.mask >> 1
         }
     }
 
@@ -274,6 +307,9 @@ where
         let old = new.checked_ilog2().map(|bit| new ^ 1 << bit);
 
         self.buckets = new.wrapping_add(1);
+        if new > self.mask {
+            self.mask = self.mask << 1 | 1;
+        }
 
         let mut rest = old
             .and_then(|old| self.linked(old))

@@ -9,6 +9,7 @@
 use crate::{
     abi::{
         kevent_params,
+        Op,
         SourceKind,
         Ukevent,
         TIMER_CANCELED, //
@@ -117,10 +118,14 @@ pub(crate) fn collect(queue: &Queue) -> (u32, u32) {
     let (mut events, mut sum) = (0, 0_u32);
 
     loop {
-        let event = match inner.events.find(&mut scan, STEPS) {
-            Find::Event(event, _) => event,
-            Find::More => continue,
-            Find::End => return (events, sum),
+        let mut found = None;
+        let find = inner
+            .events
+            .find(&mut scan, 1, STEPS, |event, _, _| found = Some(event));
+        let event = match (found, find) {
+            (Some(event), _) => event,
+            (None, Find::More) => continue,
+            (None, Find::End) => return (events, sum),
         };
 
         if inner.events.claim(&event, true, false) != Claim::Failed {
@@ -181,7 +186,10 @@ fn add_user(queue: ArcBorrow<'_, Queue>, ident: u64, flags: u32) -> Result {
 
     add.0.flags = uapi::KEVENT_EDGE | flags;
     add.0.events = uapi::KEVENT_USER_COUNT;
-    user::add(queue, &add, &named(&add)?)
+
+    let (asked, kind) = user::check(&add)?;
+
+    user::add(queue, &asked, kind, &named(&add)?)
 }
 
 fn trigger(queue: ArcBorrow<'_, Queue>, ident: u64, count: u32) -> Result {
@@ -198,7 +206,10 @@ pub(crate) fn add_timer(queue: ArcBorrow<'_, Queue>, ident: u64, flags: u32) -> 
     add.0.flags = uapi::KEVENT_EDGE | flags;
     add.0.fflags = bindings::CLOCK_MONOTONIC;
     add.0.data = u64::MAX;
-    timer::add(queue, &add, &named(&add)?)
+
+    let (asked, setting) = timer::check(&add)?;
+
+    timer::add(queue, &asked, &setting, &named(&add)?)
 }
 
 /// Returns what adds a descriptor.
@@ -459,7 +470,7 @@ mod ring {
         assert!(queue.look_up(&key).is_ok());
         assert_eq!(claim(&memory, 0), Some(1));
         assert!(queue.look_up(&key).is_err());
-        queue.settle(&key);
+        assert!(queue.settle(&key));
         assert_eq!(live(&queue), 0);
         add_user(queue, 1, 0)
     }
@@ -763,7 +774,7 @@ mod home {
         let add = add_fd(fd, mask::IN | mask::OUT);
         let named = Named::by(&add, SourceKind::Fd)?;
 
-        fd::add(from, &add, &named)?;
+        fd::add(from, &fd::check(&add, Op::Add)?, &named)?;
         move_by_hand(from, to, &named.key, |step, _| match step {
             Step::Reserved => {}
             // By the way that all wake-ups take.
@@ -796,7 +807,7 @@ mod home {
             let add = add_fd(fd, mask::IN);
             let named = Named::by(&add, SourceKind::Fd)?;
 
-            fd::add(from, &add, &named)?;
+            fd::add(from, &fd::check(&add, Op::Add)?, &named)?;
 
             let moved = move_by_hand(from, to, &named.key, |step, _| {
                 if step == when {

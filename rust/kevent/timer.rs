@@ -9,7 +9,8 @@
 
 use crate::{
     abi::{
-        Field,
+        field,
+        Asked,
         Ukevent,
         EDGE_FLAGS,
         TIMER_CANCELED, //
@@ -89,7 +90,7 @@ impl TimerHandler for TimerSource {
 }
 
 /// When a timer expires.
-struct Setting {
+pub(crate) struct Setting {
     clock: Clock,
     expires: Expires,
     interval: i64,
@@ -261,25 +262,24 @@ pub(crate) fn clock_was_set() {
 }
 
 /// Returns an error unless the fields of a change are valid.
-pub(crate) fn check(change: &Ukevent) -> Result {
-    change.only(&[
-        Field::Flags,
-        Field::UserData,
-        Field::Data,
-        Field::Fflags,
-        Field::Interval,
-    ])?;
-    change.terms(EDGE_FLAGS, 0)?;
-    Setting::of(change).map(|_| ())
+///
+/// Returns what it asks for.
+pub(crate) fn check(change: &Ukevent) -> Result<(Asked, Setting)> {
+    change.only(field::FLAGS | field::USER_DATA | field::DATA | field::FFLAGS | field::INTERVAL)?;
+    Ok((change.terms(EDGE_FLAGS, 0)?, Setting::of(change)?))
 }
 
-/// Registers the timer that `change` names.  May sleep.
+/// Registers a timer.  May sleep.
 ///
 /// # Errors
 ///
 /// Those of [`Queue::insert`].
-pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
-    let (terms, enabled) = change.terms(EDGE_FLAGS, 0)?;
+pub(crate) fn add(
+    queue: ArcBorrow<'_, Queue>,
+    (terms, enabled): &Asked,
+    setting: &Setting,
+    named: &Named,
+) -> Result {
     let timer = Arc::pin_init(
         DynTimer::new(TimerSource {
             home: Home::new(queue.into()),
@@ -290,31 +290,33 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) 
         }),
         GFP_KERNEL_ACCOUNT,
     )?;
-    let setting = Setting::of(change)?;
-    let room = prepare(&setting)?;
+    let room = prepare(setting)?;
 
-    queue.insert(&named.key, terms, Source::Timer(timer.clone()), enabled)?;
-    start(&timer, &setting, room);
+    queue.insert(&named.key, terms, Source::Timer(timer.clone()), *enabled)?;
+    start(&timer, setting, room);
     Ok(())
 }
 
-/// Changes the timer that `change` names, and starts it anew.  May sleep.
+/// Changes a timer, and starts it anew.  May sleep.
 ///
 /// # Errors
 ///
 /// `ENOENT`: not registered.
-pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
-    let (terms, enabled) = change.terms(EDGE_FLAGS, 0)?;
+pub(crate) fn modify(
+    queue: ArcBorrow<'_, Queue>,
+    (terms, enabled): &Asked,
+    setting: &Setting,
+    named: &Named,
+) -> Result {
     let (_, Source::Timer(timer)) = queue.look_up(&named.key)? else {
         return Err(EINVAL);
     };
 
-    let setting = Setting::of(change)?;
-    let room = prepare(&setting)?;
+    let room = prepare(setting)?;
 
     // So that no expiry of before counts for what it is from now on.
     stop(&timer);
-    queue.modify(&named.key, terms, enabled, |source| Ok(source.clone()))?;
-    start(&timer, &setting, room);
+    queue.modify(&named.key, terms, *enabled, None, |_| Ok(()))?;
+    start(&timer, setting, room);
     Ok(())
 }

@@ -62,30 +62,36 @@ events! {
     collect: kevent_collect;
 }
 
+macro_rules! is_on {
+    ($tracepoint:ident) => {{
+        #[cfg(CONFIG_TRACEPOINTS)]
+        {
+            // SAFETY: It is the static key of a tracepoint.
+            unsafe {
+                kernel::jump_label::static_branch_unlikely!(
+                    kernel::bindings::$tracepoint,
+                    kernel::bindings::tracepoint,
+                    key
+                )
+            }
+        }
+        #[cfg(not(CONFIG_TRACEPOINTS))]
+        {
+            false
+        }
+    }};
+}
+
 /// Returns whether anybody traces what becomes of new events.
 #[inline(always)]
 pub(crate) fn posts() -> bool {
-    macro_rules! is_on {
-        ($tracepoint:ident) => {{
-            #[cfg(CONFIG_TRACEPOINTS)]
-            {
-                // SAFETY: It is the static key of a tracepoint.
-                unsafe {
-                    kernel::jump_label::static_branch_unlikely!(
-                        kernel::bindings::$tracepoint,
-                        kernel::bindings::tracepoint,
-                        key
-                    )
-                }
-            }
-            #[cfg(not(CONFIG_TRACEPOINTS))]
-            {
-                false
-            }
-        }};
-    }
-
     is_on!(__tracepoint_kevent_post)
         || is_on!(__tracepoint_kevent_merge)
         || is_on!(__tracepoint_kevent_overflow)
+}
+
+/// Returns whether anybody traces what is collected.
+#[inline(always)]
+pub(crate) fn collects() -> bool {
+    is_on!(__tracepoint_kevent_collect)
 }

@@ -4,7 +4,8 @@
 
 use crate::{
     abi::{
-        Field,
+        field,
+        Asked,
         SourceKind,
         Ukevent,
         EDGE_FLAGS, //
@@ -87,33 +88,50 @@ impl Kind {
 }
 
 /// Returns an error unless the fields of a change are valid.
-pub(crate) fn check(change: &Ukevent) -> Result {
-    change.only(&[Field::Flags, Field::Events, Field::UserData, Field::Fflags])?;
-    change.terms(EDGE_FLAGS, change.0.events)?;
-    Kind::of(change).map(|_| ())
+///
+/// Returns what it asks for.
+pub(crate) fn check(change: &Ukevent) -> Result<(Asked, Kind)> {
+    change.only(field::FLAGS | field::EVENTS | field::USER_DATA | field::FFLAGS)?;
+    Ok((
+        change.terms(EDGE_FLAGS, change.0.events)?,
+        Kind::of(change)?,
+    ))
 }
 
-/// Registers the event that `change` names.
+/// Registers an event.
 ///
 /// # Errors
 ///
 /// Those of [`Queue::insert`].
-pub(crate) fn add(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
-    let (terms, enabled) = change.terms(EDGE_FLAGS, change.0.events)?;
-
-    queue.insert(&named.key, terms, Source::User(Kind::of(change)?), enabled)
+pub(crate) fn add(
+    queue: ArcBorrow<'_, Queue>,
+    (terms, enabled): &Asked,
+    kind: Kind,
+    named: &Named,
+) -> Result {
+    queue.insert(&named.key, terms, Source::User(kind), *enabled)
 }
 
-/// Changes the registration that `change` names.  What was triggered is reported anew, unless it is
-/// of the other kind.
+/// Changes a registration.  What was triggered is reported anew, unless it is of the other kind.
 ///
 /// # Errors
 ///
 /// `ENOENT`: not registered.
-pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Named) -> Result {
-    let (terms, enabled) = change.terms(EDGE_FLAGS, change.0.events)?;
-    let kind = Kind::of(change)?;
-    let (old, pending) = queue.modify(&named.key, terms, enabled, |_| Ok(Source::User(kind)))?;
+pub(crate) fn modify(
+    queue: ArcBorrow<'_, Queue>,
+    (terms, enabled): &Asked,
+    kind: Kind,
+    named: &Named,
+) -> Result {
+    let new = Some(Source::User(kind));
+    let (old, pending) =
+        queue.modify(
+            &named.key,
+            terms,
+            *enabled,
+            new,
+            |source| Ok(source.clone()),
+        )?;
     let triggered = match pending {
         Pending::Nothing | Pending::Disabled(0) => return Ok(()),
         Pending::Event(value) | Pending::Disabled(value) => value,
@@ -139,7 +157,7 @@ pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, change: &Ukevent, named: &Name
 ///
 /// `ENOENT`: not registered.  `EINVAL`: the fields are not those of its kind.
 pub(crate) fn trigger(queue: ArcBorrow<'_, Queue>, change: &Ukevent) -> Result {
-    change.only(&[Field::Data, Field::Fflags])?;
+    change.only(field::DATA | field::FFLAGS)?;
 
     let named = Named::by(change, SourceKind::User)?;
 

@@ -18,6 +18,8 @@ FRAGMENT = config.CHECKOUT / "Kconfig.fragment"
 SELFTESTS_CONFIG = config.CHECKOUT / "selftests/config"
 SELFTESTS = "tools/testing/selftests/kevent"
 SYSTEM_CALLS = ("kevent_init", "kevent_ctl", "kevent_getevents")
+#: With CONFIG_KCOV, what of kevent is instrumented: all; see scripts/Makefile.lib there.
+KCOV = [f"KCOV_INSTRUMENT_{name}.o=y" for name in ("syscalls", "glue", "kevent")]
 #: The harness converts every pointer that it compares to the largest integer.
 SELFTESTS_CFLAGS = {64: ["-m64"], 32: ["-m32", "-Wno-pointer-to-int-cast"]}
 
@@ -93,7 +95,7 @@ def configure(source, out, fragments, machine=arch.X86_64):
 def kernel(source, out, fragments, name="build", machine=arch.X86_64):
     """Build the kernel in `source`, only what changed; gives the Kernel."""
     built, stamp = Kernel(source, out, machine), out / ".kevent-stamp"
-    command = make(source, out, *machine.make, built.image.name)
+    command = make(source, out, *machine.make, *KCOV, built.image.name)
     out.mkdir(parents=True, exist_ok=True)
     settings = hashlib.sha256(json.dumps([
         [f.read_text() for f in fragments], command, setup.toolchain().versions,

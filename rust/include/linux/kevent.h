@@ -64,6 +64,9 @@ bool kevent_node_has_memory(unsigned int node);
 ktime_t kevent_time_to_host(clockid_t clock, ktime_t time);
 ktime_t kevent_realtime_offset(void);
 u32 kevent_hash(u64 ident, u32 tag, u32 source);
+bool kevent_get_change(struct ukevent *to, const struct ukevent __user *from);
+unsigned int kevent_put_events(struct ukevent __user *to, const struct ukevent *event,
+			       size_t stride, unsigned int nr);
 
 /* The last reference to @file is gone: whatever watches it must end. */
 static inline void kevent_release(struct file *file)

@@ -374,7 +374,7 @@ impl Kernel {
     }
 
     pub(crate) fn modify(&self, id: u32, terms: Terms, enabled: bool) -> Result<Pending, Refused> {
-        self.retry(|queue| queue.modify(id, terms, enabled))
+        self.retry(|queue| queue.modify(id, &terms, enabled))
     }
 
     pub(crate) fn disable(&self, id: u32) -> Result<Pending, Refused> {
@@ -397,7 +397,7 @@ impl Kernel {
     pub(crate) fn reap(&self) -> Vec<u64> {
         self.locked(|queue| {
             let mut names = Vec::new();
-            while let Some((id, terms, _)) = queue.ended() {
+            while let Some((id, terms, _)) = queue.next_ended() {
                 names.push(terms.payload.user_data);
                 let (_, _, pending) = queue.remove(id).unwrap();
                 assert_eq!(pending, Pending::Nothing);
@@ -451,10 +451,9 @@ impl Kernel {
     pub(crate) fn find(&self) -> Option<Found> {
         self.locked(|queue| {
             let mut scan = queue.scan();
-            match queue.find(&mut scan, 99) {
-                Find::Event(event, _) => Some(event),
-                Find::More | Find::End => None,
-            }
+            let mut found = None;
+            queue.find(&mut scan, 1, 99, |event, _, _| found = Some(event));
+            found
         })
     }
 
@@ -510,20 +509,20 @@ impl Backend for Arc<Kernel> {
             let here = scan;
             let found = self.locked(|queue| {
                 queue.flush(steps);
-                match queue.find(&mut scan, steps) {
-                    Find::Event(event, item) => Some(Some((event, *item))),
-                    Find::More => Some(None),
-                    Find::End => None,
-                }
+                let mut found = None;
+                let find = queue.find(&mut scan, 1, steps, |event, terms, item| {
+                    found = Some((event, *terms, *item));
+                });
+                (found, find)
             });
-            let (event, item) = match found {
-                Some(Some(found)) => found,
-                Some(None) => continue,
-                None => break,
+            let (event, terms, item) = match found {
+                (Some(found), _) => found,
+                (None, Find::More) => continue,
+                (None, Find::End) => break,
             };
             let value = match event.value {
                 _ if !item.so => 0,
-                0 => event.terms.interest,
+                0 => terms.interest,
                 value => value,
             };
             if !self.claim(&event, value != 0, looks < 3 && !item.counts) {
@@ -533,12 +532,12 @@ impl Backend for Arc<Kernel> {
             }
             looks = 0;
             if value != 0 {
-                let payload = &event.terms.payload;
+                let payload = &terms.payload;
                 events[count] = Ukevent {
                     ident: payload.ident,
                     source: payload.source,
                     tag: payload.tag,
-                    flags: event.terms.flags,
+                    flags: terms.flags,
                     events: value,
                     user_data: payload.user_data,
                     ..Ukevent::default()

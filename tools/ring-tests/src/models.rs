@@ -456,7 +456,7 @@ fn one_shot_is_reported_once(faults: Faults) {
         events.extend(collector.join().unwrap());
         let value = match source.join().unwrap() {
             Post::Merged => 3,
-            Post::Nothing => 1,
+            Post::Ended => 1,
             post => panic!("{post:?}"),
         };
         events.extend(kernel.collect(4));

@@ -327,10 +327,13 @@ impl Reference {
     fn collect(&mut self, max: usize) -> Vec<(u64, u32)> {
         let mut level = self.ready.clone();
         let mut events = Vec::new();
+        // Within one call, what is looked at and not so has had its turn.
+        let mut turn = self.turn;
         while events.len() < max {
             let posted = self.pending.front().copied();
             match (level.front().copied(), posted) {
-                (Some(name), posted) if self.turn == Trigger::Level || posted.is_none() => {
+                (Some(name), posted) if turn == Trigger::Level || posted.is_none() => {
+                    turn = Trigger::Edge;
                     let source = *self.source(name);
                     level.pop_front();
                     self.ready.retain(|ready| *ready != name);
@@ -344,6 +347,7 @@ impl Reference {
                     }
                 }
                 (_, Some((name, value))) => {
+                    turn = Trigger::Level;
                     self.pending.pop_front();
                     if self.source(name).so {
                         events.push((name, value));
@@ -576,7 +580,7 @@ impl Side {
             let id = ended[index].0;
             let terms = level(0);
             match number % 4 {
-                0 => assert_eq!(self.kernel.post(id, 1), Post::Nothing),
+                0 => assert_eq!(self.kernel.post(id, 1), Post::Ended),
                 1 => assert_eq!(self.kernel.modify(id, terms, true), Err(Refused::Ended)),
                 2 => assert_eq!(self.kernel.disable(id), Err(Refused::Ended)),
                 _ => assert_eq!(self.kernel.enable(id), Err(Refused::Ended)),

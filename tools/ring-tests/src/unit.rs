@@ -288,7 +288,7 @@ fn a_one_shot_registration_ends_when_its_event_is_claimed() {
     assert_eq!(kernel.post(id, 2), Post::Merged);
     assert_eq!(kernel.add(2), Err(Refused::NoSlot));
     assert_eq!(claim(&mut consumer), [(1, 3)]);
-    assert_eq!(kernel.post(id, 4), Post::Nothing);
+    assert_eq!(kernel.post(id, 4), Post::Ended);
     assert_eq!(kernel.seen(id), None);
     assert_eq!(kernel.locked(|queue| queue.live()), 0);
     // Its slot is free again even before it is removed.
@@ -473,7 +473,9 @@ fn a_level_triggered_event_can_end_or_disable_its_registration() {
         assert!(!kernel.claim(&first, true, true));
         assert!(kernel.claim(&second, true, true));
         assert!(!level_ready(&kernel));
-        assert_eq!(kernel.post(id, 1), Post::Nothing);
+        let post = kernel.post(id, 1);
+        assert_eq!(post == Post::Ended, after == After::End);
+        assert_eq!(post == Post::Nothing, after == After::Disable);
         id
     });
     assert_eq!(kernel.seen(ends), None);
@@ -593,7 +595,7 @@ fn what_was_claimed_from_a_retired_ring_is_known() {
     assert!(kernel.grow(4));
     assert_eq!(claim(&mut consumer), [(1, 1), (2, 1)]);
     assert_eq!(kernel.retire(), 1);
-    assert_eq!(kernel.post(ends, 1), Post::Nothing);
+    assert_eq!(kernel.post(ends, 1), Post::Ended);
     assert_eq!(kernel.reap(), [2]);
     assert_eq!(kernel.remove(stays), Some(Pending::Nothing));
 }
