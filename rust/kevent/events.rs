@@ -1219,7 +1219,7 @@ impl<P: Parts> Events<P> {
         }
     }
 
-    /// Finds events, `max` at most and looking at no more than `limit` slots for each, and leaves in
+    /// Finds events, `max` at most, looking at no more than `limit` slots for each, and leaves in
     /// `scan` where to go on.
     ///
     /// `f` is called for each with what its registration says.  While there are events of both

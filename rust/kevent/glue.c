@@ -5,11 +5,11 @@
  */
 
 #include <linux/cred.h>
+#include <linux/eventpoll.h>
 #include <linux/fdtable.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/io_uring.h>
-#include <linux/kevent.h>
 #include <linux/mm.h>
 #include <linux/nodemask.h>
 #include <linux/once.h>
@@ -20,7 +20,8 @@
 #include <linux/timekeeping.h>
 #include <linux/uaccess.h>
 #include <linux/workqueue.h>
-#include <linux/eventpoll.h>
+
+#include "kevent.h"
 
 #define CREATE_TRACE_POINTS
 #define CREATE_RUST_TRACE_POINTS

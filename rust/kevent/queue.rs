@@ -788,7 +788,7 @@ impl Queue {
         self.inner.lock().id_of(key).is_none()
     }
 
-    /// Removes what is known to have ended, and rings that will have no events any more.  May sleep.
+    /// Removes what is known to have ended, and rings that will have no more events.  May sleep.
     pub(crate) fn tidy(&self) {
         if self.inner.lock().events.nr_ended() != 0 {
             self.reap();

@@ -65,10 +65,10 @@ impl Key {
 
 /// Returns the hash for the name of a registration.
 ///
-/// A descriptor is its own: descriptors are small and dense.  If a program picks them so that they
-/// come together, no more than the square root of their limit do, for of the `l` that there are at
-/// most, of `n` that are registered, neither more than `n` nor than `l / n` are in one place.  Other
-/// names are up to the program; it cannot guess what becomes of them.
+/// A descriptor is its own: descriptors are small and dense.  A program that picks them so that
+/// they come together gets no more into one place than the square root of their limit: of `n` that
+/// are registered, of `l` at most, neither more than `n` nor than `l / n` are there.  Other names
+/// are up to the program; it cannot guess what becomes of them.
 fn hash(payload: &Payload) -> u32 {
     match u32::try_from(payload.ident) {
         Ok(fd) if payload.tag == 0 && u32::from(payload.source) == uapi::KEVENT_SOURCE_FD => fd,

@@ -7,13 +7,14 @@
 #include <linux/compat.h>
 #include <linux/file.h>
 #include <linux/init.h>
-#include <linux/kevent.h>
 #include <linux/ktime.h>
 #include <linux/poll.h>
 #include <linux/sched/signal.h>
 #include <linux/syscalls.h>
 #include <linux/time_namespace.h>
 #include <linux/uaccess.h>
+
+#include "kevent.h"
 
 SYSCALL_DEFINE2(kevent_init, struct kevent_params __user *, uparams, size_t, size)
 {
