@@ -1218,7 +1218,9 @@ static void op_close_queue(struct storm *st, struct source *src)
 static void orphan_add(struct storm *st, struct actor *me, struct source *src)
 {
 	struct carrier *c = carrier_of(st, src);
-	bool share = c->type != EVENTFD, noisy = pick(me, 2);
+	/* Who is new to a binder has something to read: to be told that. */
+	bool noisy = pick(me, 2) || c->type == BINDER;
+	bool share = c->type != EVENTFD;
 	__u32 mode = EDGE | (pick(me, 2) ? DISPATCH : 0), serial;
 	int at = pick(me, QUEUES), naps = pick(me, 3);
 

@@ -5,10 +5,11 @@
  */
 
 #include <linux/cred.h>
-#include <linux/eventpoll.h>
 #include <linux/fdtable.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+/* It needs the one above. */
+#include <linux/eventpoll.h>
 #include <linux/io_uring.h>
 #include <linux/mm.h>
 #include <linux/nodemask.h>

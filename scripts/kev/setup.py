@@ -21,6 +21,7 @@ PACKAGES = {
               ("pahole", "pahole"), ("rsync", "rsync"), ("ccache", "ccache")],
     "boot": [("qemu-system-x86", "qemu-system-x86_64"), ("python3-venv", None),
              ("busybox-static", "busybox"), ("iproute2", "ip")],
+    "lint": [("sparse", "sparse")],
     "library": [("g++", "g++"), ("mandoc", "mandoc")],
 }
 RUST_PACKAGES = ["rustc-web", "rust-web-src", "rustfmt-web", "rust-web-clippy", "cargo-web"]

@@ -13,7 +13,7 @@ import unittest
 from pathlib import Path
 
 from kev import (arch, behaviours, bench, boot, build, config, cross, debug, demo, kunit, library,
-                 litmus, series, setup, tree, ui)
+                 lint, litmus, series, setup, tree, ui)
 
 TOOLS = config.CHECKOUT / "tools"
 #: Seconds for one cargo test command, for one selftest program in the guest, and
@@ -217,6 +217,16 @@ def drift_test(base):
         found = series.drift(copy, base.repo, base.commit, series.applied(base, copy))
     return [] if any(line.startswith(f"{victim}: differs") and series.REGEN in line
                      for line in found) else [f"a change in {victim} was not reported"]
+
+
+def step_lint(tally, options):
+    """nothing that warns finds anything: W=1, clippy, sparse, kernel-doc, rustdoc"""
+    setup.packages("lint")
+    linter = lint.Linter(options.tree)
+    tally.judge("kernel-doc", linter.documented())
+    tally.judge("compilers with W=1, and clippy", linter.compiled())
+    tally.judge("rustdoc", linter.rustdoc())
+    tally.judge("sparse", linter.sparse())
 
 
 def step_build(tally, options):

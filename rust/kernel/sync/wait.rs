@@ -70,7 +70,7 @@ struct Waiter {
 ///
 /// # Invariants
 ///
-/// All entries of the queue that have [`Waiter::wake`] as their function are in a [`Waiter`].
+/// All entries of the queue that have `Waiter::wake` as their function are in a `Waiter`.
 #[pin_data]
 #[repr(transparent)]
 pub struct WaitQueueHead {
