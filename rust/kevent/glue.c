@@ -5,6 +5,7 @@
  */
 
 #include <linux/cred.h>
+#include <linux/fault-inject-usercopy.h>
 #include <linux/fdtable.h>
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -143,6 +144,9 @@ bool kevent_get_change(struct ukevent *to, const struct ukevent __user *from)
 	const u64 __user *words = (const u64 __user *)from;
 	u64 *copy = (u64 *)to;
 
+	might_fault();
+	if (should_fail_usercopy())
+		return false;
 	scoped_user_read_access_size(words, sizeof(*to), fault) {
 		for (unsigned int i = 0; i < sizeof(*to) / sizeof(u64); i++)
 			unsafe_get_user(copy[i], &words[i], fault);
@@ -165,6 +169,9 @@ unsigned int kevent_put_events(struct ukevent __user *to, const struct ukevent *
 {
 	unsigned int copied = 0, i = 0;
 
+	might_fault();
+	if (should_fail_usercopy())
+		return 0;
 	scoped_user_write_access_size(to, nr * sizeof(*to), fault) {
 		for (; i < nr; i++, event = (void *)event + stride) {
 			if (!event->events)

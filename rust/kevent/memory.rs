@@ -24,8 +24,12 @@ use core::{
 use kernel::{
     alloc::{
         allocator::Vmalloc,
-        flags::__GFP_ZERO,
+        flags::{
+            __GFP_NOWARN,
+            __GFP_ZERO, //
+        },
         Allocator,
+        Flags,
         NumaNode, //
     },
     mm::virt::{
@@ -51,6 +55,12 @@ use kernel::{
     uapi, //
 };
 
+/// Returns how memory is allocated whose size is up to a program: that there is not so much is no
+/// news for the kernel's log.
+pub(crate) fn as_asked_for() -> Flags {
+    GFP_KERNEL_ACCOUNT | __GFP_NOWARN
+}
+
 /// Pages that programs can map.
 ///
 /// # Invariants
@@ -66,7 +76,7 @@ impl SharedPages {
     fn new(size: usize, node: NumaNode) -> Result<Self> {
         let size = page_align(size).ok_or(EINVAL)?;
         let layout = Layout::from_size_align(size, PAGE_SIZE).map_err(|_| EINVAL)?;
-        let pages = Vmalloc::alloc(layout, GFP_KERNEL_ACCOUNT | __GFP_ZERO, node)?;
+        let pages = Vmalloc::alloc(layout, as_asked_for() | __GFP_ZERO, node)?;
 
         // INVARIANT: It is such an allocation.
         Ok(Self {

@@ -65,6 +65,7 @@ use crate::{
         User, //
     },
     memory::{
+        as_asked_for,
         RingHeader,
         RingMemory, //
     },
@@ -214,7 +215,7 @@ fn node_of(params: &kevent_params) -> Result<NumaNode> {
 /// Makes a ring.  May sleep.
 fn new_ring(slots: u32, node: NumaNode) -> Result<<QueueParts as Parts>::Ring> {
     let memory = Arc::new(RingMemory::new(slots, node)?, GFP_KERNEL_ACCOUNT)?;
-    let records = KVVec::from_elem(Record::UNUSED, slots as usize, GFP_KERNEL_ACCOUNT)?;
+    let records = KVVec::from_elem(Record::UNUSED, slots as usize, as_asked_for())?;
 
     let ring = Ring::new(memory, records).ok_or(EINVAL)?;
 
@@ -464,7 +465,7 @@ impl Queue {
 
     /// Makes room for one registration more, if there is none.  May sleep.
     fn make_room(&self, len: u32) -> Result {
-        let mut chunk = KVVec::with_capacity(len as usize, GFP_KERNEL_ACCOUNT)?;
+        let mut chunk = KVVec::with_capacity(len as usize, as_asked_for())?;
 
         for _ in 0..len {
             chunk
