@@ -26,6 +26,12 @@ DEMO_LIMIT = 300
 DEBUG_SLOWNESS = 5
 KMEMLEAK_LIMIT = 1200
 DEBUG_MEMORY = "2G"
+#: The full figures: programs whose short form is among the selftests, what tells them how
+#: much to do, and how long that may take, in seconds.
+MANY = 10_000_000
+STORM = {"storm": f"KEVENT_STORM_EVENTS={MANY}"}
+FUZZ = {"fuzz": f"KEVENT_FUZZ_CALLS={MANY}"}
+MANY_LIMIT = 4 * 3600
 SHORT_DEMO = ["--connections", "50", "--requests", "20"]
 
 
@@ -258,11 +264,15 @@ def tap(text, status, limit=PROGRAM_LIMIT):
     return len(lines) - skipped - sum(f.startswith("not ok") for f in failures), skipped, failures
 
 
-def suite(programs, runs, limit):
-    """The shell text that runs the programs, `runs` times; run 1 leaves its files in run-1/."""
+def suite(programs, runs, limit, only=()):
+    """The shell text that runs the programs, `runs` times; run 1 leaves its files in run-1/.
+
+    `only` has a setting of the environment for each program that is to run.
+    """
     once = "".join(
         f'echo "{p.name}, run $run of {runs}"\n'
-        f"(cd {p.parent} && exec timeout -k 5 {limit} ./{p.name}) >$to/{p.name}.tap 2>&1\n"
+        f"(cd {p.parent} && {f'export {only[p.name]} && ' if only else ''}"
+        f"exec timeout -k 5 {limit} ./{p.name}) >$to/{p.name}.tap 2>&1\n"
         f"echo $? >$to/{p.name}.status\n" for p in programs)
     return f"run=1\nwhile [ $run -le {runs} ]; do\nto=run-$run\nmkdir -p $to\n{once}" \
            "run=$((run + 1))\ndone\n"
@@ -299,8 +309,11 @@ def judge_runs(tally, folder, programs, runs, limit):
         tally.adds(one)
 
 
-def selftests(tally, options, name, bits=64, debugging=False):
-    """Build the selftests, run them in a guest as often as asked for, judge them and the log."""
+def selftests(tally, options, name, bits=64, debugging=False, only=()):
+    """Build the selftests, run them in a guest as often as asked for, judge them and the log.
+
+    If there are `only` some, they run for long; see suite().
+    """
     machine = machine_of(options)
     name = machine.label(name)
     if not machine.native:
@@ -315,9 +328,11 @@ def selftests(tally, options, name, bits=64, debugging=False):
     if not programs:
         raise ui.Failure("there are no selftests", "TEST_GEN_PROGS is empty",
                          "see selftests/Makefile")
-    limit = PROGRAM_LIMIT * (DEBUG_SLOWNESS if debugging else 1)
+    if only:
+        programs = [p for p in programs if p.name in only]
+    limit = MANY_LIMIT if only else PROGRAM_LIMIT * (DEBUG_SLOWNESS if debugging else 1)
     total = limit * len(programs) * options.repeat
-    commands = suite(programs, options.repeat, limit)
+    commands = suite(programs, options.repeat, limit, only)
     extra = {}
     if debugging:
         commands = debug.BEFORE + commands + debug.AFTER
@@ -399,6 +414,16 @@ def step_debug32(tally, options):
     selftests(tally, options, "debug32", bits=32, debugging=True)
 
 
+def step_storm(tally, options):
+    """ten million events, each of which is counted"""
+    selftests(tally, options, "storm", only=STORM)
+
+
+def step_fuzz(tally, options):
+    """ten million calls that make little sense, in the kernel with KASAN"""
+    selftests(tally, options, "fuzz", debugging=True, only=FUZZ)
+
+
 STEPS = {name.removeprefix("step_"): function for name, function in list(globals().items())
          if name.startswith("step_")}
 #: Steps that build for an architecture: NAME for that of the host, ARCH-NAME for others.
@@ -417,7 +442,7 @@ STEPS |= {machine.label(name): on(machine, STEPS[name]) for machine in arch.ALL.
           if not machine.native for name in ARCH_STEPS}
 DEBUG_STEPS = ("debug", "debug32")
 #: Steps that run only when they are asked for.
-LONG_STEPS = DEBUG_STEPS + ("others",)
+LONG_STEPS = DEBUG_STEPS + ("others", "storm", "fuzz")
 
 
 def chosen(options):

@@ -31,9 +31,10 @@ class RunsTest(unittest.TestCase):
         path.chmod(0o755)
         return path
 
-    def run_suite(self, runs, limit=10):
-        done = subprocess.run(["sh", "-c", test.suite(self.programs, runs, limit)], check=True,
-                              cwd=self.folder, capture_output=True, text=True)
+    def run_suite(self, runs, limit=10, only=()):
+        commands = test.suite(self.programs, runs, limit, only)
+        done = subprocess.run(["sh", "-c", commands], check=True, cwd=self.folder,
+                              capture_output=True, text=True)
         return done.stdout.splitlines()
 
     def judge(self, runs, limit=10):
@@ -57,6 +58,11 @@ class RunsTest(unittest.TestCase):
         self.assertIn("  FAIL  run 1 of 3: 3 passed, 1 failed\n", output)
         self.assertIn("  ok    run 2 of 3: 4 passed, 0 failed\n", output)
         self.assertIn("  ok    run 3 of 3: 4 passed, 0 failed\n", output)
+
+    def test_programs_are_told_how_much_to_do(self):
+        self.program("one", '#!/bin/sh\n[ "$MUCH" = 7 ] || exit 1\n' + TAP.format("ok"))
+        self.run_suite(1, only={"one": "MUCH=7", "two": "MUCH=8"})
+        self.assertEqual(self.judge(1)[0], "4 passed, 0 failed")
 
     def test_program_that_takes_too_long(self):
         self.program("two", "#!/bin/sh\nsleep 9\n")
