@@ -25,11 +25,26 @@ AIDS = ("KASAN",)
 SUITE = re.compile(r"^\s*#\[(?:\w+::)*kunit_tests\((\w+)\)\]", re.M)
 
 
+#: What an example in the documentation of the tree prints, from its place to its verdict. Only
+#: examples of files of the series count: others are not in order with all aids on.
+EXAMPLE = re.compile(r"^ *# (rust_doctest_kernel_\w+)\.location: .*?^ *(?:not )?ok \d+ \1\n",
+                     re.M | re.S)
+
+
+def is_ours(test, checkout=config.CHECKOUT):
+    """Is this test of the series, not an example in the documentation of another file?"""
+    found = re.fullmatch(r"rust_doctest_kernel_(\w+)_rs_\d+", test)
+    return not found or found.group(1) in (
+        name.removeprefix("rust/kernel/").removesuffix(".rs").replace("/", "_")
+        for name in series.project_files(checkout, "rust/kernel"))
+
+
 def suites(checkout=config.CHECKOUT):
     """The names of the suites in the sources, so that none is left out unnoticed."""
-    return sorted(name for file in series.project_files(checkout, "rust")
-                  if file.endswith(".rs")
-                  for name in SUITE.findall((checkout / file).read_text()))
+    texts = [(checkout / file).read_text() for file in series.project_files(checkout, "rust")
+             if file.endswith(".rs")]
+    examples = ["rust_doctests_kernel"] if any("/// # Examples" in x for x in texts) else []
+    return sorted([name for text in texts for name in SUITE.findall(text)] + examples)
 
 
 def cases(group):
@@ -42,7 +57,7 @@ def cases(group):
 
 def judge(tally, report, expected):
     """Count the tests of a report; suites that should be there and are not have failed."""
-    found = cases(report)
+    found = [case for case in cases(report) if is_ours(case[1])]
     for name in sorted({suite for suite, _, _ in found} | set(expected)):
         verdicts = [(test, verdict) for suite, test, verdict in found if suite == name]
         bad = [f"{name}: {test}: {verdict}" for test, verdict in verdicts
@@ -64,6 +79,7 @@ def judge(tally, report, expected):
 
 def log_problems(text):
     """What a good kernel does not print, and the aids that were not on."""
+    text = EXAMPLE.sub(lambda found: found.group() if is_ours(found.group(1)) else "", text)
     return dmesg.splats(text) + [f'{name} did not start: the log has no "{debug.STARTS[name]}"'
                                  for name in AIDS if debug.STARTS[name] not in text]
 

@@ -29,6 +29,36 @@ use core::{
 };
 
 /// What can be done with a file.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     fs::{
+///         file::flags,
+///         anon_inode::{
+///             FileOperations,
+///             FileOperationsTable, //
+///         }, //
+///     },
+///     sync::Arc, //
+/// };
+///
+/// struct Answers;
+///
+/// #[vtable]
+/// impl FileOperations for Answers {
+///     type Data = Arc<u32>;
+/// }
+///
+/// static ANSWERS: FileOperationsTable<Answers> = FileOperationsTable::new();
+///
+/// let file = ANSWERS.create(c"[answer]", Arc::new(42, GFP_KERNEL)?, flags::O_RDONLY)?;
+///
+/// // Only a file of this kind has such data.
+/// assert_eq!(ANSWERS.data(&file).as_deref(), Some(&42));
+/// # Ok::<(), Error>(())
+/// ```
 #[vtable]
 pub trait FileOperations: Sized {
     /// What the file owns, its private data.

@@ -54,6 +54,44 @@ impl<T> Default for RcuHead<T> {
 }
 
 /// Objects that can be dropped after a grace period.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::sync::{
+///     rcu_drop::{
+///         drop_after_grace,
+///         HasRcuHead,
+///         RcuHead, //
+///     },
+///     Arc, //
+/// };
+///
+/// struct Node {
+///     value: u32,
+///     rcu: RcuHead<Self>,
+/// }
+///
+/// impl HasRcuHead for Node {
+///     fn rcu_head(&self) -> &RcuHead<Self> {
+///         &self.rcu
+///     }
+/// }
+///
+/// let node = Arc::new(
+///     Node {
+///         value: 1,
+///         rcu: RcuHead::new(),
+///     },
+///     GFP_KERNEL,
+/// )?;
+/// let other = node.clone();
+///
+/// // Readers that found it before it was taken from wherever they find it can go on.
+/// drop_after_grace(node);
+/// assert_eq!(other.value, 1);
+/// # Ok::<(), Error>(())
+/// ```
 pub trait HasRcuHead: Sized + Send + Sync {
     /// Returns the field.
     fn rcu_head(&self) -> &RcuHead<Self>;

@@ -68,6 +68,62 @@ struct Waiter {
 
 /// Wraps the kernel's `struct wait_queue_head`.
 ///
+/// # Examples
+///
+/// A gate that lets in as many as it was opened for.
+///
+/// ```
+/// use kernel::sync::{
+///     new_spinlock,
+///     wait::{
+///         new_wait_queue_head,
+///         Deadline,
+///         Order,
+///         WaitQueueHead, //
+///     },
+///     SpinLock, //
+/// };
+///
+/// #[pin_data]
+/// struct Gate {
+///     #[pin]
+///     places: SpinLock<u32>,
+///     #[pin]
+///     waiters: WaitQueueHead,
+/// }
+///
+/// impl Gate {
+///     fn open_for(&self, more: u32) {
+///         *self.places.lock() += more;
+///         for _ in 0..more {
+///             self.waiters.wake_one(1);
+///         }
+///     }
+///
+///     fn pass(&self, deadline: Deadline) -> Result<Option<()>> {
+///         self.waiters.wait_exclusive(1, Order::Fifo, deadline, || {
+///             let mut places = self.places.lock();
+///
+///             *places = places.checked_sub(1)?;
+///             Some(())
+///         })
+///     }
+/// }
+///
+/// let gate = KBox::pin_init(
+///     pin_init!(Gate {
+///         places <- new_spinlock!(0),
+///         waiters <- new_wait_queue_head!(),
+///     }),
+///     GFP_KERNEL,
+/// )?;
+///
+/// gate.open_for(1);
+/// assert_eq!(gate.pass(Deadline::Never)?, Some(()));
+/// assert_eq!(gate.pass(Deadline::Now)?, None);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// All entries of the queue that have `Waiter::wake` as their function are in a `Waiter`.

@@ -118,6 +118,47 @@ impl Expired<'_> {
 
 /// A timer.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     sync::{
+///         atomic::{
+///             Atomic,
+///             Relaxed, //
+///         },
+///         Arc, //
+///     },
+///     time::dyn_timer::{
+///         Clock,
+///         DynTimer,
+///         Expired,
+///         Expires,
+///         Next,
+///         TimerHandler, //
+///     }, //
+/// };
+///
+/// struct Ticks(Atomic<u64>);
+///
+/// impl TimerHandler for Ticks {
+///     fn expired(&self, timer: &mut Expired<'_>) -> Next {
+///         // Every millisecond; those that were missed count, too.
+///         self.0.fetch_add(timer.forward(1_000_000), Relaxed);
+///         Next::Again
+///     }
+/// }
+///
+/// let timer = Arc::pin_init(DynTimer::new(Ticks(Atomic::new(0))), GFP_KERNEL)?;
+///
+/// timer.control().start(Clock::Boottime, Expires::In(1_000_000));
+/// assert!(timer.control().cancel());
+/// // From now on the handler does not run.
+/// let ticks = timer.handler().0.load(Relaxed);
+/// assert_eq!(timer.handler().0.load(Relaxed), ticks);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `timer` is initialised.  It is started and cancelled with `control` held.

@@ -45,6 +45,15 @@ class KunitTest(unittest.TestCase):
         self.assertTrue(any("a: x: FAIL" in line for line in self.said))
         self.assertTrue(any("a: y: ERROR" in line for line in self.said))
 
+    def test_examples_of_other_files_do_not_count(self):
+        ours, other = "rust_doctest_kernel_sync_wait_rs_0", "rust_doctest_kernel_list_rs_3"
+        self.assertEqual(self.judge([group("a", (ours, "FAIL"), (other, "FAIL"))], ["a"]),
+                         (0, 1, 0))
+        for name, problems in ((other, []), (ours, ["WARNING: lib/x.c:1"])):
+            text = (f"{LOG}\n    # {name}.location: x.rs:1\nWARNING: lib/x.c:1\n"
+                    f"    ok 4 {name}\nend\n")
+            self.assertEqual(kunit.log_problems(text), problems)
+
     def test_skipped_is_visible(self):
         self.assertEqual(self.judge([group("a", ("x", "SKIP"), ("y", "PASS"))], ["a"]), (1, 0, 1))
         self.assertTrue(any("skip" in line and "a: x" in line for line in self.said))
