@@ -691,20 +691,25 @@ static void take(struct storm *st, struct actor *me, const struct ukevent *ev,
 		take_file(st, me, src, serial, ev);
 }
 
+/* Deals with an event that was kept until its registration ended, if it has. */
+static void bring_up_kept(struct storm *st, struct actor *me)
+{
+	struct source *src = &st->sources[me->kept.user_data & 0xff];
+	__u64 now = load(&st->clock);
+
+	if (me->has_kept && had_ended(src, me->kept.user_data >> 8, now)) {
+		take(st, me, &me->kept, now);
+		me->has_kept = false;
+	}
+}
+
 /* Does what shall go wrong; true if that is all. */
 static bool sabotage(struct storm *st, struct actor *me,
 		     const struct ukevent *ev)
 {
 	unsigned int nr = ev->user_data & 0xff;
 
-	if (me->has_kept) {
-		struct source *src = &st->sources[me->kept.user_data & 0xff];
-
-		if (had_ended(src, me->kept.user_data >> 8, load(&st->clock))) {
-			take(st, me, &me->kept, load(&st->clock));
-			me->has_kept = false;
-		}
-	}
+	bring_up_kept(st, me);
 	if (!st->sabotage || nr >= st->nr ||
 	    st->sources[nr].kind != st->victim || load(&st->claims) < 50 ||
 	    __atomic_exchange_n(&st->sabotaged, 1, __ATOMIC_SEQ_CST))
@@ -1807,6 +1812,10 @@ static void end_round(struct storm *st, struct actor *me)
 {
 	for (int nr = 0; nr < st->nr; nr++)
 		end_source(st, &st->sources[nr]);
+	/* By now the registration whose event was kept has ended, if not before. */
+	bring_up_kept(st, me);
+	for (int i = 0; i < CONSUMERS; i++)
+		bring_up_kept(st, &st->consumers[i]);
 	for (int i = 0; i < QUEUES; i++) {
 		struct ukevent ev = { };
 		struct kq q;

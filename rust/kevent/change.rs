@@ -331,7 +331,7 @@ impl Queue {
             }
         }
         if let Source::Fd(watch) = &source {
-            fd::end_if_closed(watch)?;
+            fd::end_if_closed(watch).map_err(|_| ENOENT)?;
         }
         Ok(())
     }

@@ -337,6 +337,9 @@ pub(crate) enum Refused {
     Ended,
 }
 
+/// What was removed: what it said and how, its item, and what it had to say, unless it had ended.
+pub(crate) type Removed<T> = (Terms, T, Result<Pending, Refused>);
+
 /// The registrations of a queue and the rings that take their events.
 ///
 /// # Invariants
@@ -717,17 +720,16 @@ impl<P: Parts> Events<P> {
             .map(|(_, item)| item)
     }
 
-    /// Ends the registration `id`; returns its item and what it had to say.
+    /// Ends the registration `id`; returns its item and what it had to say, or that it had ended.
     ///
     /// No later claim yields an event of it.
-    pub(crate) fn remove(&mut self, id: u32) -> Option<(Terms, P::Item, Pending)> {
+    pub(crate) fn remove(&mut self, id: u32) -> Option<Removed<P::Item>> {
         let pending = self.withdraw(id);
         let trigger = self.terms(id)?.trigger;
 
-        if self.state(id) == State::Ended {
-            self.table.unlink(&mut self.ended, id);
-        } else {
-            self.count_out(trigger);
+        match pending {
+            Ok(_) => self.count_out(trigger),
+            Err(_) => self.table.unlink(&mut self.ended, id),
         }
 
         let (terms, item) = self.free(id)?;
@@ -767,20 +769,15 @@ impl<P: Parts> Events<P> {
 
     /// Takes back the event of the registration `id`, whose trigger is to be `new`, not `old`.
     fn withdraw_for(&mut self, id: u32, old: Trigger, new: Trigger) -> Result<Pending, Refused> {
-        self.settle(id);
-        if self.state(id) == State::Ended {
+        if self.has_ended(id) {
             return Err(Refused::Ended);
         }
         if (old, new) == (Trigger::Level, Trigger::Edge) && !self.can_reserve() {
             return Err(Refused::NoSlot);
         }
 
-        let pending = self.withdraw(id);
+        let pending = self.withdraw(id)?;
 
-        // It can have been claimed this very moment.
-        if self.state(id) == State::Ended {
-            return Err(Refused::Ended);
-        }
         self.count_out(old);
         self.count_in(new);
         Ok(pending)
@@ -791,12 +788,7 @@ impl<P: Parts> Events<P> {
     ///
     /// Returns the event.
     pub(crate) fn disable(&mut self, id: u32, counts: bool) -> Result<Pending, Refused> {
-        let pending = self.withdraw(id);
-
-        if self.state(id) == State::Ended {
-            return Err(Refused::Ended);
-        }
-
+        let pending = self.withdraw(id)?;
         let held = match pending {
             Pending::Event(value) if counts => value,
             Pending::Disabled(held) => held,
@@ -868,42 +860,39 @@ impl<P: Parts> Events<P> {
         self.state(id) == State::Ended
     }
 
-    /// Takes back the event of the registration `id`, which becomes idle, or stays disabled or
-    /// ended.
-    fn withdraw(&mut self, id: u32) -> Pending {
-        self.settle(id);
-        match self.state(id) {
-            State::Free | State::Reserved | State::Idle | State::Ended => Pending::Nothing,
-            State::Disabled { held } => Pending::Disabled(held),
-            State::Posted { ring, slot } => {
-                match self.ring(ring).and_then(|ring| ring.cancel(slot, id)) {
-                    Some(value) => {
-                        self.leave_shots(id);
-                        self.set_state(id, State::Idle);
-                        Pending::Event(value)
-                    }
-                    None => {
-                        // Claimed this very moment.
-                        self.collected(id);
-                        match self.state(id) {
-                            State::Disabled { held } => Pending::Disabled(held),
-                            _ => Pending::Nothing,
-                        }
-                    }
-                }
+    /// Takes back the event of the registration `id`, which becomes idle, or stays disabled.
+    ///
+    /// Refused if it has ended, which it can have this very moment: programs claim without the
+    /// queue's lock.
+    fn withdraw(&mut self, id: u32) -> Result<Pending, Refused> {
+        if let State::Posted { ring, slot } = self.state(id) {
+            if let Some(value) = self.ring(ring).and_then(|ring| ring.cancel(slot, id)) {
+                self.leave_shots(id);
+                self.set_state(id, State::Idle);
+                return Ok(Pending::Event(value));
             }
+            self.collected(id);
+        }
+        match self.state(id) {
+            State::Free | State::Reserved | State::Idle | State::Posted { .. } => {
+                Ok(Pending::Nothing)
+            }
+            State::Ended => Err(Refused::Ended),
+            State::Disabled { held } => Ok(Pending::Disabled(held)),
             State::Waiting { value } => {
                 self.table.unlink(&mut self.waiting, id);
                 self.set_state(id, State::Idle);
                 self.announce();
-                Pending::Event(value)
+                Ok(Pending::Event(value))
             }
             State::Ready { .. } => {
                 self.table.unlink(&mut self.ready, id);
                 self.set_state(id, State::Idle);
                 self.announce();
                 // Any of it may be so.
-                Pending::Event(self.terms(id).map_or(0, |terms| terms.interest))
+                let interest = self.terms(id).map_or(0, |terms| terms.interest);
+
+                Ok(Pending::Event(interest))
             }
         }
     }

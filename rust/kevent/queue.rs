@@ -55,6 +55,7 @@ use crate::{
         Post,
         Record,
         Refused,
+        Removed,
         Seen,
         Terms,
         Update, //
@@ -695,7 +696,7 @@ impl Queue {
         &self,
         key: &Key,
         which: impl FnOnce(&mut Inner, u32) -> bool,
-    ) -> Option<(Terms, Source, Pending)> {
+    ) -> Option<Removed<Source>> {
         let taken = {
             let mut inner = self.inner.lock();
             let id = inner.id_of(key)?;
@@ -706,7 +707,7 @@ impl Queue {
 
             let taken = inner.events.remove(id)?;
 
-            if let (terms, _, Pending::Event(value)) = &taken {
+            if let (terms, _, Ok(Pending::Event(value))) = &taken {
                 trace::cancel(self, &terms.payload, *value);
             }
             taken
@@ -716,13 +717,23 @@ impl Queue {
         Some(taken)
     }
 
-    /// Takes a registration from the table that has not ended.
+    /// Takes a registration from the table that has not ended.  May sleep.
+    ///
+    /// Its file, if it is of one, must be referenced by the caller.
     pub(crate) fn take(&self, key: &Key) -> Option<(Terms, Source, Pending)> {
-        self.take_if(key, |inner, id| inner.events.is_live(id))
+        let (terms, source, pending) = self.take_if(key, |inner, id| inner.events.is_live(id))?;
+
+        match pending {
+            Ok(pending) => Some((terms, source, pending)),
+            Err(_) => {
+                source.finish();
+                None
+            }
+        }
     }
 
     /// Takes the registration from the table whose source has this `home`, if it is there.
-    pub(crate) fn take_home(&self, key: &Key, home: &Home) -> Option<(Terms, Source, Pending)> {
+    pub(crate) fn take_home(&self, key: &Key, home: &Home) -> Option<Removed<Source>> {
         self.take_if(key, |inner, id| {
             let source = inner.events.item(id);
 

@@ -367,10 +367,10 @@ impl Kernel {
         Ok(id)
     }
 
-    /// Ends a registration; tells what it had to say.
+    /// Ends a registration; tells what it had to say, unless it had ended.
     pub(crate) fn remove(&self, id: u32) -> Option<Pending> {
         self.locked(|queue| queue.remove(id))
-            .map(|(_, _, pending)| pending)
+            .and_then(|(_, _, pending)| pending.ok())
     }
 
     pub(crate) fn modify(&self, id: u32, terms: Terms, enabled: bool) -> Result<Pending, Refused> {
@@ -400,7 +400,7 @@ impl Kernel {
             while let Some((id, terms, _)) = queue.next_ended() {
                 names.push(terms.payload.user_data);
                 let (_, _, pending) = queue.remove(id).unwrap();
-                assert_eq!(pending, Pending::Nothing);
+                assert_eq!(pending, Err(Refused::Ended));
             }
             names
         })

@@ -14,7 +14,7 @@ use loom::model::Builder;
 use loom::sync::atomic::AtomicU32;
 use loom::thread;
 
-use crate::events::{After, Post};
+use crate::events::{After, Pending, Post, Refused};
 use crate::kernel::{claim_at, claim_with, level, one_shot, whole, Faults, Item, Kernel, Plan};
 use crate::sync::{AtomicBool, NO_FENCE};
 
@@ -466,6 +466,30 @@ fn one_shot_is_reported_once(faults: Faults) {
         assert_eq!(kernel.seen(id), None);
         assert!(kernel.add(2).is_ok());
         assert_eq!(kernel.reap(), [1]);
+    });
+}
+
+/// A one-shot event is claimed while its registration is taken away, to be moved:
+/// either the claim has it, and nothing is moved, or it goes along.
+#[test]
+fn one_shot_claimed_or_moved() {
+    model(3, || {
+        let kernel = Kernel::new(1);
+        let id = kernel.register(one_shot(1), Item::FILE).unwrap();
+        kernel.post(id, 1);
+        let consumer = thread::spawn({
+            let kernel = Arc::clone(&kernel);
+            move || claim(&kernel, 1)
+        });
+        let taken = kernel.locked(|queue| match queue.is_live(id) {
+            true => queue.remove(id).unwrap().2,
+            false => Err(Refused::Ended),
+        });
+        let claimed = consumer.join().unwrap().len();
+        match taken {
+            Ok(pending) => assert_eq!((pending, claimed), (Pending::Event(1), 0)),
+            Err(_) => assert_eq!(claimed, 1),
+        }
     });
 }
 

@@ -605,6 +605,7 @@ fn a_registration_is_moved_with_what_it_has_to_say() {
     let move_to = |from: &Arc<Kernel>, id: u32, to: &Arc<Kernel>| {
         let new = to.reserve(Trigger::Edge)?;
         let (terms, item, pending) = from.locked(|queue| queue.remove(id)).unwrap();
+        let pending = pending.unwrap();
         to.locked(|queue| queue.fill(new, terms, item, pending));
         if let Pending::Event(value) = pending {
             to.report(new, Update::Count(value));
