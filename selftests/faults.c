@@ -772,7 +772,7 @@ FIXTURE_VARIANT_ADD(injected, add_timer_cancelled_on_set) {
 };
 
 FIXTURE_VARIANT_ADD(injected, add_user) {
-	.plan = CHANGE(true, OF_USER(ADD, 3)),
+	.plan = CHANGE(false, OF_USER(ADD, 3)),
 };
 
 FIXTURE_VARIANT_ADD(injected, set_new_eventfd) {
@@ -784,7 +784,7 @@ FIXTURE_VARIANT_ADD(injected, set_new_timer) {
 };
 
 FIXTURE_VARIANT_ADD(injected, set_new_user) {
-	.plan = CHANGE(true, OF_USER(SET, 3)),
+	.plan = CHANGE(false, OF_USER(SET, 3)),
 };
 
 FIXTURE_VARIANT_ADD(injected, set_eventfd) {
@@ -880,7 +880,7 @@ FIXTURE_VARIANT_ADD(injected, move_eventfd) {
 };
 
 FIXTURE_VARIANT_ADD(injected, move_user) {
-	.plan = CHANGE(true, NAMED(MOVE, USER, 1)),
+	.plan = CHANGE(false, NAMED(MOVE, USER, 1)),
 };
 
 FIXTURE_VARIANT_ADD(injected, move_timer) {

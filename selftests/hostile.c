@@ -760,8 +760,18 @@ static void *trigger(void *arg)
 	return NULL;
 }
 
+FIXTURE(mappings) { };
+
+FIXTURE_SETUP(mappings)
+{
+}
+
+FIXTURE_TEARDOWN(mappings)
+{
+}
+
 /* Whatever becomes of the mappings, the queue is the same, and so is its memory. */
-TEST(mappings_come_and_go_and_nothing_is_lost)
+TEST_F_TIMEOUT(mappings, come_and_go_and_nothing_is_lost, 120)
 {
 	struct mapper m = { .seed = random_seed() };
 	pthread_t threads[2];

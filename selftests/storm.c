@@ -1228,6 +1228,7 @@ static void orphan_add(struct storm *st, struct actor *me, struct source *src)
 	bool share = c->type != EVENTFD;
 	__u32 mode = EDGE | (pick(me, 2) ? DISPATCH : 0), serial;
 	int at = pick(me, QUEUES), naps = pick(me, 3);
+	pid_t pid;
 
 	open_descriptor(st, src);
 	/* What the last child wrote */
@@ -1242,9 +1243,9 @@ static void orphan_add(struct storm *st, struct actor *me, struct source *src)
 	store(&src->at, at);
 	store(&src->added, 0);
 	store(&src->silent, 0);
-	src->child = syscall(__NR_clone, SIGCHLD | (share ? CLONE_FILES : 0), 0,
-			     0, 0, 0);
-	if (!src->child) {
+	/* The child shares the source, but its own number is not for there. */
+	pid = syscall(__NR_clone, SIGCHLD | (share ? CLONE_FILES : 0), 0, 0, 0, 0);
+	if (!pid) {
 		int ret = kq_apply(&st->q[at], terms(me, src, KEVENT_OP_ADD,
 						     mode, serial));
 
@@ -1259,12 +1260,12 @@ static void orphan_add(struct storm *st, struct actor *me, struct source *src)
 			sched_yield();
 		_exit(0);
 	}
-	if (src->child < 0) {
-		src->child = 0;
+	if (pid < 0) {
 		store(&src->serial, serial - 1);
 		fault(st, WRONG, src, serial, errno);
 		return;
 	}
+	src->child = pid;
 	while (!load(&src->added))
 		sched_yield();
 	end_serial(st, src, src->current);

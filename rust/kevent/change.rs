@@ -275,16 +275,23 @@ impl Queue {
         match op {
             Op::Disable => self.disable(&named.key),
             Op::Enable => {
+                // Before anything is changed
+                let restart = match kind {
+                    SourceKind::Timer => self.look_up_timer(&named.key)?,
+                    _ => None,
+                };
                 let (terms, source) = self.enable(&named.key)?;
 
                 match (&source, &named.file) {
-                    (Source::Fd(watch), Some(file)) => {
-                        fd::look(watch, file, terms.interest);
-                        Ok(())
+                    (Source::Fd(watch), Some(file)) => fd::look(watch, file, terms.interest),
+                    (Source::Timer(timer), _) => {
+                        if let Some(restart) = restart {
+                            restart.start(timer);
+                        }
                     }
-                    (Source::Timer(timer), _) => timer::restart(timer),
-                    _ => Ok(()),
+                    _ => {}
                 }
+                Ok(())
             }
             Op::Move => {
                 let target = file_of(change.0.data)?;
@@ -298,6 +305,14 @@ impl Queue {
                 source.finish();
                 Ok(())
             }
+        }
+    }
+
+    /// Returns what it takes to start a timer again, if it was cancelled.
+    fn look_up_timer(&self, key: &Key) -> Result<Option<timer::Restart>> {
+        match self.look_up(key)? {
+            (_, Source::Timer(timer)) => timer::Restart::new(&timer),
+            _ => Ok(None),
         }
     }
 

@@ -168,27 +168,40 @@ pub(crate) fn stop(timer: &Timer) {
     forget(timer);
 }
 
-/// Starts a timer again that was cancelled because the clock was set.
-///
-/// Must be called with the queue's mutex held.  May sleep.
-pub(crate) fn restart(timer: &Arc<Timer>) -> Result {
-    let source = timer.handler();
-    let setting = {
-        let _control = timer.control();
+/// What it takes to start a timer again that was cancelled because the clock was set.
+pub(crate) struct Restart {
+    setting: Setting,
+    room: Room,
+}
 
-        if !source.cancelled.load(Relaxed) {
-            return Ok(());
-        }
-        Setting {
-            clock: Clock::Realtime,
-            expires: Expires::At(source.at.load(Relaxed)),
-            interval: source.interval.load(Relaxed),
-            cancel_on_set: true,
-        }
-    };
+impl Restart {
+    /// Allocates it, if the timer was cancelled.  May sleep.
+    pub(crate) fn new(timer: &Timer) -> Result<Option<Self>> {
+        let source = timer.handler();
+        let setting = {
+            let _control = timer.control();
 
-    start(timer, &setting, prepare(&setting)?);
-    Ok(())
+            if !source.cancelled.load(Relaxed) {
+                return Ok(None);
+            }
+            Setting {
+                clock: Clock::Realtime,
+                expires: Expires::At(source.at.load(Relaxed)),
+                interval: source.interval.load(Relaxed),
+                cancel_on_set: true,
+            }
+        };
+        let room = prepare(&setting)?;
+
+        Ok(Some(Self { setting, room }))
+    }
+
+    /// Starts the timer.
+    ///
+    /// Must be called with the queue's mutex held since this was made.  May sleep.
+    pub(crate) fn start(self, timer: &Arc<Timer>) {
+        start(timer, &self.setting, self.room);
+    }
 }
 
 /// Room in the table of timers that are cancelled when the clock is set.
