@@ -127,11 +127,16 @@ def fragments(machine, *others):
     return [TEST_CONFIG, machine.config, *others]
 
 
+def patched_source(user_tree=None):
+    """The base, and the source with the series applied to it."""
+    base = tree.get(user_tree, series.applies)
+    return base, base.checkout(series.applied(base))
+
+
 def patched(user_tree=None, debug=False, machine=arch.X86_64):
     """The kernel with the series, built; with `debug`, to find mistakes in a slow one."""
     setup.toolchain()
-    base = tree.get(user_tree, series.applies)
-    source = base.checkout(series.applied(base))
+    base, source = patched_source(user_tree)
     return kernel(source, out_folder(base, machine.label("debug" if debug else "test")),
                   fragments(machine, *([DEBUG_CONFIG] if debug else []), FRAGMENT,
                             SELFTESTS_CONFIG),

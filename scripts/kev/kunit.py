@@ -9,7 +9,7 @@ other kernels, so that progress and errors look the same.
 import json
 import re
 
-from kev import build, config, debug, dmesg, series, setup, tree, ui
+from kev import build, config, debug, dmesg, series, setup, ui
 
 KUNIT = "tools/testing/kunit/kunit.py"
 #: What is tested, a file of the kernel tree, and the kernel that it is tested in.
@@ -100,8 +100,7 @@ def kunit(source, out, verb, *arguments):
 def kernel(user_tree=None):
     """Build the kernel with the tests; gives its source and its output folder."""
     setup.toolchain()
-    base = tree.get(user_tree, series.applies)
-    source = base.checkout(series.applied(base))
+    base, source = build.patched_source(user_tree)
     if not (source / TESTS).exists():
         raise ui.Failure("the patched tree has no unit tests", f"no {TESTS}",
                          "scripts/series check")

@@ -47,10 +47,8 @@ class Linter:
     """A configured output folder, and what make says in it."""
 
     def __init__(self, user_tree=None):
-        base = tree.get(user_tree, series.applies)
-        self.tip = series.applied(base)
-        self.source = base.checkout(self.tip)
-        self.files = touched(base, self.tip)
+        base, self.source = build.patched_source(user_tree)
+        self.files = touched(base, series.applied(base))
         self.out = build.out_folder(base, "lint")
         self.out.mkdir(parents=True, exist_ok=True)
         build.configure(self.source, self.out,
