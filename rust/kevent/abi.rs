@@ -84,6 +84,14 @@ impl Ukevent {
         }
     }
 
+    /// Returns whether it is a change that adds, changes and removes nothing.
+    pub(crate) fn only_posts(&self) -> bool {
+        matches!(
+            u32::from(self.0.op),
+            uapi::KEVENT_OP_TRIGGER | uapi::KEVENT_OP_WAKE
+        )
+    }
+
     /// Returns an error unless all fields are zero but those that are `used` and the name.
     #[inline]
     pub(crate) fn only(&self, used: u32) -> Result {

@@ -101,7 +101,12 @@ impl Queue {
         let mut result = Ok(());
 
         for _ in 0..nr {
-            match self.change_at(at, results, &mut tidy) {
+            let done = Ukevent::copy_from(at).and_then(|change| {
+                tidy |= !change.only_posts();
+                self.change_at(at, &change, results)
+            });
+
+            match done {
                 Ok(Ok(())) => applied += 1,
                 // The change failed, and its result says so.
                 Ok(Err(_)) => {}
@@ -118,24 +123,17 @@ impl Queue {
         (applied, result)
     }
 
-    /// Applies the change at `ptr`.
+    /// Applies a change, which was copied from `ptr`.
     ///
-    /// If `results`, the inner result is also written to the change; else it is an outer error.
-    /// Sets `tidy` if it is a change that may sleep.
+    /// If `results`, the inner result is also written there; else it is an outer error.
     fn change_at(
         self: ArcBorrow<'_, Self>,
         ptr: UserPtr,
+        change: &Ukevent,
         results: bool,
-        tidy: &mut bool,
     ) -> Result<Result> {
-        let change = Ukevent::copy_from(ptr)?;
-
-        *tidy |= !matches!(
-            u32::from(change.0.op),
-            uapi::KEVENT_OP_TRIGGER | uapi::KEVENT_OP_WAKE
-        );
         if !results {
-            return self.change(&change).map(Ok);
+            return self.change(change).map(Ok);
         }
 
         let field = ptr.wrapping_byte_add(core::mem::offset_of!(uapi::ukevent, result));
@@ -148,7 +146,7 @@ impl Queue {
         // If the result cannot be written, nothing must happen.
         write(change.0.result)?;
 
-        let result = self.change(&change);
+        let result = self.change(change);
 
         // If it can no longer be written, the program has just unmapped it.  What was done counts.
         let _ = write(result.map_or_else(|error| error.to_errno(), |()| 0));

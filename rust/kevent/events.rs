@@ -220,6 +220,20 @@ impl<T> Entry<T> {
         matches!(self.state, State::Ready { ticket: since } if since < ticket)
     }
 
+    /// Begins where an id was reserved: disabled, if `pending` says so.  Returns whether one was.
+    #[inline]
+    fn begin(&mut self, pending: Pending) -> bool {
+        if self.state != State::Reserved {
+            return false;
+        }
+        self.state = match pending {
+            Pending::Disabled(held) => State::Disabled { held },
+            Pending::Nothing | Pending::Event(_) => State::Idle,
+        };
+        self.touched = false;
+        true
+    }
+
     /// Says that it was found ready, and is so since `ticket` from now on.
     #[inline]
     fn found_ready(&mut self, ticket: u64) -> Option<&(Terms, T)> {
@@ -669,27 +683,21 @@ impl<P: Parts> Events<P> {
         self.entry(id)?.registration.take()
     }
 
-    /// Registers `item`, so that [`Events::look_up`] finds it by `hash`, where an id was reserved
-    /// for it; disabled, or not.
+    /// Registers `item` where an id was reserved for it, but not named yet, so that
+    /// [`Events::look_up`] finds it by `hash`; disabled, or not.
     pub(crate) fn insert(
         &mut self,
         id: u32,
         hash: u32,
         terms: &Terms,
         item: P::Item,
-        enabled: bool,
+        pending: Pending,
     ) {
-        match self.table.get_mut(id) {
-            Some(entry) if entry.state == State::Reserved => {
-                entry.state = match enabled {
-                    true => State::Idle,
-                    false => State::Disabled { held: 0 },
-                };
-                entry.touched = false;
+        if let Some(entry) = self.table.get_mut(id) {
+            if entry.begin(pending) {
                 entry.registration = Some((*terms, item));
                 self.table.add(id, hash);
             }
-            _ => {}
         }
     }
 
@@ -706,14 +714,9 @@ impl<P: Parts> Events<P> {
     ) -> Option<P::Item> {
         let entry = self.entry(id)?;
 
-        if entry.state != State::Reserved {
+        if !entry.begin(pending) {
             return Some(item);
         }
-        entry.state = match pending {
-            Pending::Disabled(held) => State::Disabled { held },
-            Pending::Nothing | Pending::Event(_) => State::Idle,
-        };
-        entry.touched = false;
         entry
             .registration
             .replace((terms, item))

@@ -425,19 +425,19 @@ impl Queue {
     pub(crate) fn trigger(
         &self,
         key: &Key,
-        f: impl FnOnce(&mut Source) -> Result<Trigger>,
+        f: impl FnOnce(&mut Source) -> Result<Effect>,
     ) -> Result {
         let wake = {
             let mut inner = self.inner.lock();
             let id = inner.find(key)?;
 
             match f(inner.events.item_mut(id).ok_or(ENOENT)?)? {
-                Trigger::Post(update) => match inner.events.post(id, update, |_| true) {
+                Effect::Post(update) => match inner.events.post(id, update, |_| true) {
                     // It was claimed this very moment.
                     None | Some(Post::Ended) => return Err(ENOENT),
                     Some(post) => self.posted(&mut inner, id, update, post),
                 },
-                Trigger::Amend(update) => {
+                Effect::Amend(update) => {
                     inner.events.amend(id, update);
                     None
                 }
@@ -513,25 +513,43 @@ impl Queue {
         })
     }
 
-    /// Reserves an id, and a slot, for a registration that is to come.
+    /// Reserves an id, and a slot, for a registration called `key`, and does `then` with it, under
+    /// the lock.
     ///
     /// # Errors
     ///
     /// `EEXIST`: it is there already.  `ENOSPC`: no slot left to reserve.  `EDQUOT`: the user has
     /// too many registrations.  `ENOMEM`.
-    pub(crate) fn reserve(&self, key: &Key, terms: &Terms, source: &Source) -> Result<u32> {
+    fn reserve_and(
+        &self,
+        key: &Key,
+        terms: &Terms,
+        mut then: impl FnMut(&mut Inner, u32),
+    ) -> Result<u32> {
         let charge = self.charge()?;
         let id = self.retry(|inner| {
             if inner.id_of(key).is_some() {
                 return Err(EEXIST);
             }
-            Ok(inner.events.reserve(terms.trigger).inspect(|&id| {
-                inner.events.name(id, key.hash(), *terms, source.clone());
-            }))
+            Ok(inner
+                .events
+                .reserve(terms.trigger)
+                .inspect(|&id| then(inner, id)))
         })?;
 
         charge.keep();
         Ok(id)
+    }
+
+    /// Reserves an id, and a slot, for a registration that is to come.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::reserve_and`].
+    pub(crate) fn reserve(&self, key: &Key, terms: &Terms, source: &Source) -> Result<u32> {
+        self.reserve_and(key, terms, |inner, id| {
+            inner.events.name(id, key.hash(), *terms, source.clone());
+        })
     }
 
     /// Gives a reservation back.
@@ -565,31 +583,22 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// As [`Queue::reserve`].
+    /// As [`Queue::reserve_and`].
     pub(crate) fn insert(&self, key: &Key, terms: &Terms, source: Source, enabled: bool) -> Result {
-        let charge = self.charge()?;
+        let pending = match enabled {
+            true => Pending::Nothing,
+            false => Pending::Disabled(0),
+        };
         let mut source = Some(source);
 
-        self.retry(|inner| {
-            if inner.id_of(key).is_some() {
-                return Err(EEXIST);
-            }
-
-            let id = match inner.events.reserve(terms.trigger) {
-                Ok(id) => id,
-                Err(refused) => return Ok(Err(refused)),
-            };
-
+        self.reserve_and(key, terms, |inner, id| {
             if let Some(source) = source.take() {
                 if let Some(home) = source.home() {
                     home.set_id(id);
                 }
-                inner.events.insert(id, key.hash(), terms, source, enabled);
+                inner.events.insert(id, key.hash(), terms, source, pending);
             }
-            Ok(Ok(()))
         })?;
-
-        charge.keep();
         Ok(())
     }
 
@@ -857,7 +866,7 @@ struct Wake {
 }
 
 /// What a program does to a source that it triggers.
-pub(crate) enum Trigger {
+pub(crate) enum Effect {
     /// Report this.
     Post(Update),
     /// Change an event that was not collected yet to this.

@@ -16,8 +16,8 @@ use crate::{
         Update, //
     },
     queue::{
-        Queue,
-        Trigger, //
+        Effect,
+        Queue, //
     },
     source::Source, //
 };
@@ -49,7 +49,7 @@ impl Kind {
     }
 
     /// Does what `change` triggers.
-    fn trigger(&mut self, change: &Ukevent) -> Result<Trigger> {
+    fn trigger(&mut self, change: &Ukevent) -> Result<Effect> {
         const TRIGGER: u32 = uapi::KEVENT_NOTE_TRIGGER;
 
         match (self, change.0.data, change.0.fflags) {
@@ -57,7 +57,7 @@ impl Kind {
                 // CAST: The bound is.
                 let n = change.0.data.min(uapi::KEVENT_COUNT_MAX.into()) as u32;
 
-                Ok(Trigger::Post(Update::Count(n)))
+                Ok(Effect::Post(Update::Count(n)))
             }
             (Self::Flags(flags), 0, what) => {
                 let operand = what & uapi::KEVENT_NOTE_FFLAGS;
@@ -77,9 +77,9 @@ impl Kind {
                 let update = Update::Value(*flags | TRIGGER);
 
                 Ok(if what & TRIGGER != 0 {
-                    Trigger::Post(update)
+                    Effect::Post(update)
                 } else {
-                    Trigger::Amend(update)
+                    Effect::Amend(update)
                 })
             }
             _ => Err(EINVAL),
@@ -140,9 +140,9 @@ pub(crate) fn modify(
     // If it was triggered and claimed by now, a one-shot registration has ended, and that was it.
     let _ = queue.trigger(&named.key, |source| match (source, &old) {
         (Source::User(Kind::Count), Source::User(Kind::Count)) => {
-            Ok(Trigger::Post(Update::Count(triggered)))
+            Ok(Effect::Post(Update::Count(triggered)))
         }
-        (Source::User(Kind::Flags(flags)), Source::User(Kind::Flags(_))) => Ok(Trigger::Post(
+        (Source::User(Kind::Flags(flags)), Source::User(Kind::Flags(_))) => Ok(Effect::Post(
             Update::Value(*flags | uapi::KEVENT_NOTE_TRIGGER),
         )),
         _ => Err(ENOENT),
