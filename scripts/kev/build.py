@@ -13,13 +13,19 @@ from pathlib import Path
 from kev import arch, config, cross, series, setup, tree, ui
 
 TEST_CONFIG = config.SCRIPTS / "test.config"
-DEBUG_CONFIG = config.SCRIPTS / "debug.config"
+#: Kernels that find mistakes, and are slow: what is merged on top.
+DEBUGGING = {name: config.SCRIPTS / f"{name}.config" for name in ("debug", "kcsan")}
 FRAGMENT = config.CHECKOUT / "Kconfig.fragment"
 SELFTESTS_CONFIG = config.CHECKOUT / "selftests/config"
 SELFTESTS = "tools/testing/selftests/kevent"
 SYSTEM_CALLS = ("kevent_init", "kevent_ctl", "kevent_getevents")
 #: With CONFIG_KCOV, what of kevent is instrumented: all; see scripts/Makefile.lib there.
-KCOV = [f"KCOV_INSTRUMENT_{name}.o=y" for name in ("syscalls", "glue", "kevent")]
+#: In Rust it is blocks that are covered, not edges: to cover those, LLVM splits them, and then the
+#: jump of a static branch and its entry in the jump table go to two copies of a block. If the one
+#: is in reach of a short jump and the other is not, who enables the tracepoint hits a BUG.
+KCOV = [*(f"KCOV_INSTRUMENT_{name}.o=y" for name in ("syscalls", "glue", "kevent")),
+        "RUSTFLAGS_KCOV=-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=2 "
+        "-Cllvm-args=-sanitizer-coverage-trace-pc"]
 #: The harness converts every pointer that it compares to the largest integer.
 SELFTESTS_CFLAGS = {64: ["-m64"], 32: ["-m32", "-Wno-pointer-to-int-cast"]}
 
@@ -133,14 +139,14 @@ def patched_source(user_tree=None):
     return base, base.checkout(series.applied(base))
 
 
-def patched(user_tree=None, debug=False, machine=arch.X86_64):
-    """The kernel with the series, built; with `debug`, to find mistakes in a slow one."""
+def patched(user_tree=None, debugging="", machine=arch.X86_64):
+    """The kernel with the series, built; or one of DEBUGGING."""
     setup.toolchain()
     base, source = patched_source(user_tree)
-    return kernel(source, out_folder(base, machine.label("debug" if debug else "test")),
-                  fragments(machine, *([DEBUG_CONFIG] if debug else []), FRAGMENT,
+    return kernel(source, out_folder(base, machine.label(debugging or "test")),
+                  fragments(machine, *([DEBUGGING[debugging]] if debugging else []), FRAGMENT,
                             SELFTESTS_CONFIG),
-                  machine.label("build-debug" if debug else "build"), machine)
+                  machine.label(f"build-{debugging}" if debugging else "build"), machine)
 
 
 def headers(kernel, bits, log):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What is done in a guest with the debug kernel beside the tests, and judged afterwards.
+"""What is done in a guest with a debug kernel beside the tests, and judged afterwards.
 
 Reports of KASAN, lockdep and the like are in the kernel log (dmesg.py). kmemleak has
 to be asked; and an aid that is off reports nothing, so each has to show that it is on.
@@ -42,6 +42,9 @@ STARTS = {
     "lockdep": "Lock dependency validator:",
     "kmemleak": "Kernel memory leak detector initialized",
 }
+KCSAN_STARTS = {"KCSAN": "kcsan: enabled early"}
+#: KCSAN's report, the names of functions in it; Rust is not instrumented.
+KCSAN_REPORT = re.compile(r"BUG: KCSAN:.*?={20,}$", re.M | re.S)
 #: kmemleak's count of what it found; the report itself is judged.
 COUNT = re.compile(r"kmemleak: \d+ new suspected memory leaks")
 
@@ -73,15 +76,28 @@ def kmemleak(folder):
     return found and [*found, f"see {folder}/kmemleak"]
 
 
-def aids(folder):
-    """The aids that were not on, so that they could not have found anything."""
+def missing(folder, starts):
+    """The aids that did not start, so that they could not have found anything."""
     log = boot.read(folder / "dmesg")
-    found = [f"{name} did not start: the log has no \"{text}\""
-             for name, text in STARTS.items() if text not in log]
+    return [f"{name} did not start: the log has no \"{text}\""
+            for name, text in starts.items() if text not in log]
+
+
+def aids(folder):
+    """The aids of the debug kernel that were not on."""
+    found = missing(folder, STARTS)
     if not re.search(r"^\s*debug_locks:\s+1$", boot.read(folder / "lockdep_stats"), re.M):
         found.append("lockdep was turned off, or the guest did not get to the end "
                      f"(debug_locks in {folder}/lockdep_stats)")
     return found
+
+
+def races(result):
+    """The Result with those reports of KCSAN alone that name kevent; how many others there are."""
+    reports = KCSAN_REPORT.findall(boot.read(result.folder / "dmesg"))
+    ours = [report.split("\n")[0] for report in reports if "kevent" in report]
+    problems = [p for p in result.problems if "BUG: KCSAN:" not in p]
+    return dataclasses.replace(result, problems=problems + ours), len(reports) - len(ours)
 
 
 def log_only(result):

@@ -26,11 +26,14 @@ DEMO_LIMIT = 300
 DEBUG_SLOWNESS = 5
 KMEMLEAK_LIMIT = 1200
 DEBUG_MEMORY = "2G"
-#: The full figures: programs whose short form is among the selftests, what tells them how
+#: The selftests that are run in the debug kernel if not all of them are: those that are out
+#: to break something.
+HARSH = ("faults", "fuzz", "hostile", "lifetime", "storm")
+#: The full figures of programs whose short form is among the selftests: what tells them how
 #: much to do, and how long that may take, in seconds.
 MANY = 10_000_000
-STORM = {"storm": f"KEVENT_STORM_EVENTS={MANY}"}
-FUZZ = {"fuzz": f"KEVENT_FUZZ_CALLS={MANY}"}
+STORM = f"KEVENT_STORM_EVENTS={MANY}"
+FUZZ = f"KEVENT_FUZZ_CALLS={MANY}"
 MANY_LIMIT = 4 * 3600
 SHORT_DEMO = ["--connections", "50", "--requests", "20"]
 
@@ -90,8 +93,8 @@ def machine_of(options):
     return options.arch or arch.X86_64
 
 
-def patched(options, debug=False):
-    return need(build.patched, options.tree, debug, machine_of(options))
+def patched(options, debugging=""):
+    return need(build.patched, options.tree, debugging, machine_of(options))
 
 
 # ---- the steps ---------------------------------------------------------------
@@ -264,14 +267,14 @@ def tap(text, status, limit=PROGRAM_LIMIT):
     return len(lines) - skipped - sum(f.startswith("not ok") for f in failures), skipped, failures
 
 
-def suite(programs, runs, limit, only=()):
+def suite(programs, runs, limit, setting=""):
     """The shell text that runs the programs, `runs` times; run 1 leaves its files in run-1/.
 
-    `only` has a setting of the environment for each program that is to run.
+    With `setting`, a NAME=VALUE, in their environment.
     """
     once = "".join(
         f'echo "{p.name}, run $run of {runs}"\n'
-        f"(cd {p.parent} && {f'export {only[p.name]} && ' if only else ''}"
+        f"(cd {p.parent} && {f'export {setting} && ' if setting else ''}"
         f"exec timeout -k 5 {limit} ./{p.name}) >$to/{p.name}.tap 2>&1\n"
         f"echo $? >$to/{p.name}.status\n" for p in programs)
     return f"run=1\nwhile [ $run -le {runs} ]; do\nto=run-$run\nmkdir -p $to\n{once}" \
@@ -309,10 +312,11 @@ def judge_runs(tally, folder, programs, runs, limit):
         tally.adds(one)
 
 
-def selftests(tally, options, name, bits=64, debugging=False, only=()):
+def selftests(tally, options, name, bits=64, debugging="", only=(), many=""):
     """Build the selftests, run them in a guest as often as asked for, judge them and the log.
 
-    If there are `only` some, they run for long; see suite().
+    In the kernel `debugging`, one of build.DEBUGGING, if that is given. `only` some of
+    them, if any are named. With `many`, a setting that has them do much, they run for long.
     """
     machine = machine_of(options)
     name = machine.label(name)
@@ -330,21 +334,26 @@ def selftests(tally, options, name, bits=64, debugging=False, only=()):
                          "see selftests/Makefile")
     if only:
         programs = [p for p in programs if p.name in only]
-    limit = MANY_LIMIT if only else PROGRAM_LIMIT * (DEBUG_SLOWNESS if debugging else 1)
+    limit = MANY_LIMIT if many else PROGRAM_LIMIT * (DEBUG_SLOWNESS if debugging else 1)
     total = limit * len(programs) * options.repeat
-    commands = suite(programs, options.repeat, limit, only)
+    commands = suite(programs, options.repeat, limit, many)
     extra = {}
     if debugging:
+        extra = {"boot_limit": boot.BOOT_LIMIT * DEBUG_SLOWNESS, "memory": DEBUG_MEMORY}
+    if debugging == "debug":
         commands = debug.BEFORE + commands + debug.AFTER
         total += 2 * KMEMLEAK_LIMIT
-        extra = {"boot_limit": boot.BOOT_LIMIT * DEBUG_SLOWNESS, "memory": DEBUG_MEMORY}
     result = boot.run(kernel, name, commands, total, icount=options.icount,
-                      silence=max(limit + 60, KMEMLEAK_LIMIT if debugging else 0),
+                      silence=max(limit + 60, KMEMLEAK_LIMIT if debugging == "debug" else 0),
                       title=f"{name}: boot and run",
                       state=lambda folder: (boot.read(folder / "output").splitlines() or [""])[-1],
                       **extra)
     judge_runs(tally, result.folder, programs, options.repeat, limit)
-    if debugging:
+    if debugging == "kcsan":
+        tally.judge("KCSAN was on", debug.missing(result.folder, debug.KCSAN_STARTS))
+        result, others = debug.races(result)
+        ui.say(f"        {others} reports of races that kevent has no part in")
+    if debugging == "debug":
         tally.judge("KASAN, lockdep and kmemleak were on", debug.aids(result.folder))
         tally.judge("no memory is lost", debug.kmemleak(result.folder))
         result = debug.log_only(result)
@@ -364,6 +373,11 @@ def step_selftests32(tally, options):
 def clean_log(tally, result):
     tally.judge("kernel log is clean",
                 result.problems and [*result.problems, f"see {result.folder}/dmesg and console"])
+
+
+def step_harsh(tally, options):
+    """those selftests that are out to break something, in a kernel with KASAN and more"""
+    selftests(tally, options, "harsh", debugging="debug", only=HARSH)
 
 
 def step_demo(tally, options):
@@ -406,22 +420,27 @@ def step_others(tally, options):
 
 def step_debug(tally, options):
     """the kselftests in a kernel with KASAN, lockdep and kmemleak"""
-    selftests(tally, options, "debug", debugging=True)
+    selftests(tally, options, "debug", debugging="debug")
 
 
 def step_debug32(tally, options):
     """the same kselftests as 32-bit programs, in that kernel"""
-    selftests(tally, options, "debug32", bits=32, debugging=True)
+    selftests(tally, options, "debug32", bits=32, debugging="debug")
+
+
+def step_kcsan(tally, options):
+    """the kselftests in a kernel with KCSAN, which looks for data races in what is in C"""
+    selftests(tally, options, "kcsan", debugging="kcsan")
 
 
 def step_storm(tally, options):
     """ten million events, each of which is counted"""
-    selftests(tally, options, "storm", only=STORM)
+    selftests(tally, options, "storm", only=["storm"], many=STORM)
 
 
 def step_fuzz(tally, options):
     """ten million calls that make little sense, in the kernel with KASAN"""
-    selftests(tally, options, "fuzz", debugging=True, only=FUZZ)
+    selftests(tally, options, "fuzz", debugging="debug", only=["fuzz"], many=FUZZ)
 
 
 STEPS = {name.removeprefix("step_"): function for name, function in list(globals().items())
@@ -442,7 +461,7 @@ STEPS |= {machine.label(name): on(machine, STEPS[name]) for machine in arch.ALL.
           if not machine.native for name in ARCH_STEPS}
 DEBUG_STEPS = ("debug", "debug32")
 #: Steps that run only when they are asked for.
-LONG_STEPS = DEBUG_STEPS + ("others", "storm", "fuzz")
+LONG_STEPS = DEBUG_STEPS + ("kcsan", "others", "storm", "fuzz")
 
 
 def chosen(options):

@@ -72,6 +72,18 @@ class DebugTest(unittest.TestCase):
         result = boot.Result(self.folder, "", 0, [counted, "BUG: KASAN: x"], "")
         self.assertEqual(debug.log_only(result).problems, ["BUG: KASAN: x"])
 
+    def test_races_are_kevents_if_they_name_it(self):
+        def report(what, functions):
+            return (f"{'=' * 66}\nBUG: KCSAN: {what}\n\nwrite to 0xffff8880 of 8 bytes by task 7:\n"
+                    f" {functions}+0x1/0x2\n\nReported by Kernel Concurrency Sanitizer on:\n"
+                    f"{'=' * 66}\n")
+        self.write({"dmesg": report("data-race in a / b", "vfs_read") + "kevent: not a report\n"
+                    + report("data-race in c / d", "kevent_mark_watched")})
+        problems = ["WARNING: x", *(f"BUG: KCSAN: data-race in {x}" for x in ("a / b", "c / d"))]
+        result, others = debug.races(boot.Result(self.folder, "", 0, problems, ""))
+        self.assertEqual(result.problems, ["WARNING: x", "BUG: KCSAN: data-race in c / d"])
+        self.assertEqual(others, 1)
+
     def guest(self, kmemleak):
         """Run what the guest runs, with another file for kmemleak's, and no waiting."""
         text = debug.BEFORE + debug.AFTER
@@ -114,7 +126,7 @@ class ConfigTest(unittest.TestCase):
         self.assertEqual(build.asked([one, two]), {"A": "n", "B": "y", "C": "y"})
 
     def test_debug_config_asks_for_all_aids(self):
-        found = build.asked([build.TEST_CONFIG, build.DEBUG_CONFIG])
+        found = build.asked([build.TEST_CONFIG, build.DEBUGGING["debug"]])
         for name in ("KASAN", "KASAN_VMALLOC", "PROVE_LOCKING", "PROVE_RCU", "DEBUG_ATOMIC_SLEEP",
                      "DEBUG_OBJECTS", "DEBUG_KMEMLEAK", "DETECT_HUNG_TASK", "SOFTLOCKUP_DETECTOR",
                      "RUST_DEBUG_ASSERTIONS"):
