@@ -1525,6 +1525,8 @@ TEST_F(trace, shows_what_is_collected)
 	want_value(&self->q, BY_RING, KEVENT_SOURCE_USER, 2, 9, 2);
 	EXPECT_EQ(0, kq_collect(&self->q, BY_SYSCALL, &ev, 1));
 	want_user(0, "kevent_collect", 2, 9);
+	/* It was looked at, and is not so any more. */
+	want_fd(0, "kevent_collect", self->efd, 0);
 }
 
 TEST_F(trace, tells_queues_apart)

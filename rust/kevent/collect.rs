@@ -372,7 +372,7 @@ impl Queue {
 
             for taken in some.iter().take(done) {
                 collected.add(taken);
-                if trace::collects() {
+                if trace::collects() && taken.value() != 0 {
                     trace::collect(self, &taken.payload(), taken.value());
                 }
             }

@@ -4,14 +4,16 @@
 //!
 //! # Who ends a registration
 //!
-//! A registration does not hold its file.  It ends by `kevent_ctl()`, by the closing of its
-//! descriptor, by the release of its file or by the release of its queue, and these can race.  The
-//! first to take it from the queue's table, under the queue's lock, has to disarm the watch; to the
-//! others it is gone.  Disarming takes locks in the file, so the file must be valid meanwhile:
+//! A registration does not hold its file.  It ends by `kevent_ctl()`, by the claim of its only
+//! event, if it is one-shot, by the closing of its descriptor, by the release of its file or by the
+//! release of its queue, and these can race.  The first to take it from the queue's table, under
+//! the queue's lock, has to disarm the watch; to the others it is gone.  Disarming takes locks in
+//! the file, so the file must be valid meanwhile:
 //!
 //! - `kevent_ctl()` and the closing of a descriptor have a reference to the file;
-//! - the release of the queue takes one, and if it cannot, because the last one is gone, leaves the
-//!   registration to the release of the file;
+//! - the release of the queue, and whoever removes one-shot registrations that have ended, take
+//!   one, and if they cannot, because the last one is gone, leave the registration to the release
+//!   of the file;
 //! - the release of the file thus runs when none of the others is in the middle of it.
 //!
 //! A watch is put in the table of [`crate::watched`] after it was armed, so whoever finds it there

@@ -19,6 +19,9 @@
 //! ```
 //!
 //! The system calls come to `change`, which applies changes, and `collect`, which waits and copies.
+//! `exports` is what C calls, `files` and `limits` are `glue.c` made safe, `abi` has the structures
+//! of programs, `source` what a registration is of, `watched` who watches which file, `table` where
+//! registrations are, and `trace` the tracepoints.
 //!
 //! `ring`, `table` and `events` are free of kernel types and are tested on the host as well.
 //! [`queue`] has the order of the locks, [`events`] the states of a registration, [`fd`] who ends

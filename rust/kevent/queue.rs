@@ -6,9 +6,10 @@
 //!
 //! From the outermost to the innermost:
 //!
-//! 1. `Queue::ctl`, a mutex: one change at a time.  Held across `->poll` of the files, so nothing
-//!    that a file does may take it; in particular the release of a file does not.  A registration
-//!    that is moved comes to the other queue without the mutex of that.
+//! 1. `Queue::ctl`, a mutex: one change at a time, but for triggers and `KEVENT_OP_WAKE`, which do
+//!    without.  Held across `->poll` of the files, so nothing that a file does may take it; in
+//!    particular the release of a file does not.  A registration that is moved comes to the other
+//!    queue without the mutex of that.
 //! 2. The mutex of a timer; see [`crate::timer`].
 //! 3. Locks of the files: the wait queues' locks are held when [`Queue::post`] is called.
 //! 4. `Queue::inner`, a spinlock with interrupts disabled: the rings, the registrations and the

@@ -86,7 +86,7 @@ struct kevent_params {
  * @slots: number of slots, a power of two
  * @slot_size: bytes from one slot to the next, at least sizeof(struct
  *	kevent_slot)
- * @flags: KEVENT_RING_*, written on transitions only
+ * @flags: KEVENT_RING_*, written when one of them may have changed
  * @rings: the sets of slots that can hold events: the sum of their numbers of
  *	slots
  * @resv: zero
@@ -396,9 +396,10 @@ struct ukevent {
  * @change_flags: flags as of kevent_ctl()
  * @resv: must be zero
  *
- * If a change fails, and KEVENT_CTL_RESULTS is not set, the call fails with its
- * error; those before it were applied.  Whatever the call returns after that,
- * EINTR included, all changes were applied.
+ * If a change fails, and KEVENT_CTL_RESULTS is not set, or if one cannot be read
+ * or its result not be written, the call fails with its error; those before it
+ * were applied.  Whatever the call returns after that, EINTR included, all
+ * changes were applied, or their results say why not.
  */
 struct kevent_getopts {
 	__u32 size;
