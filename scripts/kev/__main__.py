@@ -4,7 +4,7 @@
 import argparse
 import sys
 
-from kev import arch, bench, boot, build, config, demo, series, test, ui
+from kev import arch, bench, boot, build, config, demo, each, series, test, ui
 
 EPILOG = f"""\
 Everything is kept in one folder: {config.CACHE} (set KEVENT_CACHE to move it).
@@ -118,7 +118,8 @@ def main_series(arguments):
     sub = verb("check", series.command_check, "prove that patches/ and the files are the same")
     sub.add_argument("--base", metavar="VERSION",
                      help="only: does the series apply to this Linux version?")
-    sub = verb("each", build.each, "build every patch with CONFIG_KEVENT=y and =n (takes long)")
+    sub = verb("each", each.command,
+               "build and boot every patch with CONFIG_KEVENT=y and =n (takes long)")
     add_arch(sub, arch.X86_64)
     args = p.parse_args(arguments)
     return args.function(args)

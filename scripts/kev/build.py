@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import shutil
-import time
 from pathlib import Path
 
 from kev import arch, config, cross, series, setup, tree, ui
@@ -206,39 +205,3 @@ def other_commits(base):
         tree.git(base.repo, "worktree", "add", "-q", "-f", "--detach", source, base.commit)
     off.write_text("CONFIG_RUST=y\n# CONFIG_KEVENT is not set\n")
     return source, off
-
-
-def each(args):
-    """Build every patch with CONFIG_KEVENT=n and =y; gives the exit status.
-
-    One output folder for all, so that a build costs what the patch changed. Before
-    the option exists there is one build, without it.
-    """
-    machine, base = args.arch, tree.get(args.tree, series.applies)
-    commits = series.commits(base.repo, base.commit, series.applied(base))
-    source, off = other_commits(base)
-    rows, failed = [], 0
-    for number, commit in enumerate(commits, 1):
-        tree.git(source, "checkout", "-q", "--force", "--detach", commit)
-        subject = tree.git(source, "log", "-1", "--format=%s").strip()
-        ui.say(f"\npatch {number}/{len(commits)}: {subject}")
-        row = [f"{number:3}"]
-        exists = "config KEVENT\n" in tree.git(source, "grep", "-h", "^config KEVENT$", "--",
-                                               "*Kconfig*", check=False)
-        for value, fragment in (("n", off), ("y", FRAGMENT)):
-            if value == "y" and not exists:
-                row.append("y: no option yet")
-                continue
-            start = time.monotonic()
-            try:
-                kernel(source, out_folder(base, machine.label("each")),
-                       fragments(machine, fragment),
-                       machine.label(f"each-{number:02}-{value}"), machine)
-                row.append(f"{value}: ok {ui.duration(time.monotonic() - start):>9}")
-            except ui.Failure as failure:
-                ui.say(failure)
-                row.append(f"{value}: FAILED      ")
-                failed += 1
-        rows.append("  ".join([*row, subject]))
-    ui.say("\n" + "\n".join(rows))
-    return 1 if failed else 0
