@@ -25,7 +25,6 @@
 #include <sys/timerfd.h>
 
 #define SLOTS	8
-#define HOUR_NS	(3600 * NSEC_PER_SEC)
 
 /* A user who has no registrations but those of the test, and how many at most */
 #define UID	54324

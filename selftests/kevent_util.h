@@ -49,6 +49,8 @@
 #define PATIENCE_MS	8000
 /* How long to wait for what must not come, from a source that is slow. */
 #define SETTLE_MS	30
+/* A timeout that is to pass, or the time for a thread to fall asleep. */
+#define MOMENT_MS	50
 
 #ifndef CLONE_NEWTIME
 #define CLONE_NEWTIME	0x00000080
@@ -56,6 +58,7 @@
 
 #define NSEC_PER_MSEC	1000000LL
 #define NSEC_PER_SEC	1000000000LL
+#define HOUR_NS		(3600 * NSEC_PER_SEC)
 
 /*
  * The system calls; each returns what the kernel does, a negated error number
@@ -674,20 +677,6 @@ static inline int kq_getevents_opts(const struct kq *q, struct ukevent *evs,
 	struct __kernel_timespec ts = ms_to_timespec(timeout_ms);
 
 	return sys_kevent_getevents(q->fd, evs, min, max, &ts, opts);
-}
-
-/* Until the time @end of @clock; the other options are those in @opts, if any */
-static inline int kq_getevents_until(const struct kq *q, struct ukevent *evs,
-				     unsigned int min, unsigned int max,
-				     clockid_t clock, __s64 end,
-				     const struct kevent_getopts *opts)
-{
-	struct __kernel_timespec ts = ns_to_timespec(end);
-	struct kevent_getopts abs = opts ? *opts : kq_opts(0);
-
-	abs.flags |= KEVENT_GET_ABSTIME;
-	abs.clock = clock;
-	return sys_kevent_getevents(q->fd, evs, min, max, &ts, &abs);
 }
 
 /*

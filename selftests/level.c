@@ -13,7 +13,6 @@
 #define NR 8
 
 /* Long enough for a thread to do what it must not do */
-#define MOMENT_MS 50
 
 static int add_level(const struct kq *q, int fd, __u64 udata)
 {

@@ -12,7 +12,6 @@
 #include <sys/stat.h>
 
 #define SLOTS	32
-#define HOUR_NS	(3600 * NSEC_PER_SEC)
 
 /*
  * Files

@@ -12,7 +12,6 @@
 #define SLOTS 8
 
 /* Long enough for a thread to do what it must not do */
-#define MOMENT_MS 50
 
 /*
  * What every mode has to do, whatever the source

@@ -15,8 +15,6 @@
 #define NR	12
 
 /* Long enough for a thread to do what it must not do */
-#define MOMENT_MS 50
-#define HOUR_NS	(3600 * NSEC_PER_SEC)
 
 /*
  * Signals

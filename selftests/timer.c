@@ -16,8 +16,7 @@
 #define IDENT 0xfedcba9876543210ULL
 
 #define NSEC_PER_USEC	1000LL
-#define HOUR		(3600 * NSEC_PER_SEC)
-#define DAY		(24 * HOUR)
+#define DAY		(24 * HOUR_NS)
 /* Where the kernel's time ends, and what a program can ask for beyond that */
 #define KTIME_MAX	0x7fffffffffffffffULL
 #define NEVER		0xffffffffffffffffULL
@@ -492,10 +491,10 @@ TEST_F(clock, of_one_nanosecond_can_be_slowed_down)
 {
 	ASSERT_EQ(1, kq_add_timer(&self->q, IDENT, self->clock, 1, 1, UDATA));
 	want_expiry(&self->q, self->by, IDENT, UDATA);
-	ASSERT_EQ(1, kq_mod_timer(&self->q, IDENT, self->clock, HOUR, 1,
+	ASSERT_EQ(1, kq_mod_timer(&self->q, IDENT, self->clock, HOUR_NS, 1,
 				  UDATA + 1));
 	want_silent(&self->q, self->by);
-	ASSERT_EQ(1, kq_mod_timer(&self->q, IDENT, self->clock, 1, HOUR,
+	ASSERT_EQ(1, kq_mod_timer(&self->q, IDENT, self->clock, 1, HOUR_NS,
 				  UDATA + 2));
 	EXPECT_EQ(1, want_expiry(&self->q, self->by, IDENT, UDATA + 2));
 	want_silent(&self->q, self->by);
@@ -583,12 +582,12 @@ TEST_F(timer, that_is_refused_a_change_goes_on_as_before)
 				    CLOCK_MONOTONIC, false, 0, NSEC_PER_MSEC,
 				    0));
 	want_counted(&self->q, self->by, &p);
-	EXPECT_EQ(-EEXIST, kq_add_timer(&self->q, IDENT, CLOCK_MONOTONIC, HOUR,
+	EXPECT_EQ(-EEXIST, kq_add_timer(&self->q, IDENT, CLOCK_MONOTONIC, HOUR_NS,
 					0, 1));
 	want_counted(&self->q, self->by, &p);
-	EXPECT_EQ(-EINVAL, kq_mod_timer(&self->q, IDENT, 0xff, HOUR, 0, 1));
+	EXPECT_EQ(-EINVAL, kq_mod_timer(&self->q, IDENT, 0xff, HOUR_NS, 0, 1));
 	want_counted(&self->q, self->by, &p);
-	EXPECT_EQ(-ENOENT, kq_mod_timer(&self->q, 1, CLOCK_MONOTONIC, HOUR, 0,
+	EXPECT_EQ(-ENOENT, kq_mod_timer(&self->q, 1, CLOCK_MONOTONIC, HOUR_NS, 0,
 					1));
 	want_counted(&self->q, self->by, &p);
 }
@@ -601,7 +600,7 @@ TEST_F(timer, is_named_by_its_tag_too)
 		struct ukevent change;
 
 		change = kq_timer_change(KEVENT_OP_ADD, IDENT, CLOCK_MONOTONIC,
-					 HOUR, 0, 0, tag);
+					 HOUR_NS, 0, 0, tag);
 		change.tag = ~tag;
 		ASSERT_EQ(1, kq_apply(&self->q, change));
 		EXPECT_EQ(-EEXIST, kq_apply(&self->q, change));
@@ -704,7 +703,7 @@ TEST_F(timer, that_is_modified_expires_at_the_new_time)
 	const __s64 delay = 20 * NSEC_PER_MSEC;
 	__s64 start;
 
-	ASSERT_EQ(1, kq_add_timer(&self->q, IDENT, CLOCK_MONOTONIC, HOUR, 0,
+	ASSERT_EQ(1, kq_add_timer(&self->q, IDENT, CLOCK_MONOTONIC, HOUR_NS, 0,
 				  1));
 	start = now_ns();
 	ASSERT_EQ(1, kq_mod_timer(&self->q, IDENT, CLOCK_BOOTTIME, delay, 0,
@@ -726,13 +725,13 @@ TEST_F(timer, that_is_modified_expires_at_the_new_time)
 /* It is modified just when it expires, or before, or after. */
 TEST_F(timer, that_is_modified_says_nothing_of_before)
 {
-	ASSERT_EQ(1, kq_add_timer(&self->q, IDENT, CLOCK_MONOTONIC, HOUR, 0,
+	ASSERT_EQ(1, kq_add_timer(&self->q, IDENT, CLOCK_MONOTONIC, HOUR_NS, 0,
 				  0));
 	for (int i = 0; i < 300; i++) {
 		ASSERT_EQ(1, kq_mod_timer(&self->q, IDENT, CLOCK_MONOTONIC,
 					  i * 300, i % 2 ? 1000 : 0, 1));
 		ASSERT_EQ(1, kq_mod_timer(&self->q, IDENT, CLOCK_MONOTONIC,
-					  HOUR, 0, 2));
+					  HOUR_NS, 0, 2));
 		want_none(&self->q, self->by);
 	}
 	want_silent(&self->q, self->by);
@@ -1409,7 +1408,7 @@ TEST_F(timer, of_a_child_goes_on_without_it)
 	pid_t pid;
 
 	ASSERT_EQ(1, start_periodic(&self->q, &p, KEVENT_OP_ADD,
-				    CLOCK_MONOTONIC, false, HOUR, HOUR, 0));
+				    CLOCK_MONOTONIC, false, HOUR_NS, HOUR_NS, 0));
 	pid = fork();
 	ASSERT_LE(0, pid);
 	if (!pid) {
@@ -1475,10 +1474,10 @@ FIXTURE_VARIANT(set) {
 	__s64 step;		/* by which the clock is set */
 };
 
-FIXTURE_VARIANT_ADD(set, forward_ring) { BY_RING, HOUR };
-FIXTURE_VARIANT_ADD(set, forward_call) { BY_SYSCALL, HOUR };
-FIXTURE_VARIANT_ADD(set, backward_ring) { BY_RING, -HOUR };
-FIXTURE_VARIANT_ADD(set, backward_call) { BY_SYSCALL, -HOUR };
+FIXTURE_VARIANT_ADD(set, forward_ring) { BY_RING, HOUR_NS };
+FIXTURE_VARIANT_ADD(set, forward_call) { BY_SYSCALL, HOUR_NS };
+FIXTURE_VARIANT_ADD(set, backward_ring) { BY_RING, -HOUR_NS };
+FIXTURE_VARIANT_ADD(set, backward_call) { BY_SYSCALL, -HOUR_NS };
 
 /* Sets the clock to @step from what it should show. */
 static int set_clock(__s64 ahead, __s64 step)
@@ -1535,12 +1534,12 @@ TEST_F(set, ends_those_that_want_it_and_no_others)
 		ASSERT_EQ(1, kq_add_timer(&self->q, nr++, clocks[i], DAY, 0,
 					  1));
 		ASSERT_EQ(1, kq_add_timer(&self->q, nr++, clocks[i] | ABS,
-					  clock_ns(clocks[i]) + DAY, HOUR, 1));
+					  clock_ns(clocks[i]) + DAY, HOUR_NS, 1));
 	}
 	for (int i = 0; i < 3; i++) {
 		ASSERT_EQ(1, kq_add_timer(&self->q, nr + i,
 					  CLOCK_REALTIME | CANCEL,
-					  realtime_in(DAY), i * HOUR, 2));
+					  realtime_in(DAY), i * HOUR_NS, 2));
 		ASSERT_EQ(1, kq_add_timer(&other, i, CLOCK_REALTIME | CANCEL,
 					  i ? realtime_in(i * DAY) : NEVER, 0,
 					  3));
@@ -1566,7 +1565,7 @@ TEST_F(set, ends_those_that_want_it_and_no_others)
 TEST_F(set, once_is_reported_once)
 {
 	ASSERT_EQ(1, kq_add_timer(&self->q, IDENT, CLOCK_REALTIME | CANCEL,
-				  realtime_in(DAY), HOUR, UDATA));
+				  realtime_in(DAY), HOUR_NS, UDATA));
 	ASSERT_EQ(0, set_clock(self->ahead, self->step));
 	want_canceled(IDENT, UDATA);
 	/* It has ended: neither this nor its time means anything to it. */
@@ -1707,8 +1706,8 @@ TEST_F(set, does_not_concern_relative_times)
 	for (size_t i = 0; i < nr; i++) {
 		ASSERT_EQ(1, kq_add_timer(&self->q, i, clocks[i], delay, 0,
 					  i));
-		ASSERT_EQ(1, kq_add_timer(&self->q, nr + i, clocks[i], HOUR / 2,
-					  HOUR / 2, i));
+		ASSERT_EQ(1, kq_add_timer(&self->q, nr + i, clocks[i], HOUR_NS / 2,
+					  HOUR_NS / 2, i));
 	}
 	ASSERT_EQ(0, set_clock(self->ahead, self->step));
 	for (size_t i = 0; i < nr; i++) {

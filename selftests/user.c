@@ -21,7 +21,6 @@
 #define ALL KEVENT_NOTE_FFLAGS
 
 /* Long enough for a thread to do what it must not do */
-#define MOMENT_MS 50
 
 FIXTURE(user) {
 	struct kq q;

@@ -11,7 +11,6 @@
 #define NR 12
 
 /* Long enough for a thread to do what it must not do */
-#define MOMENT_MS 50
 
 /* Eventfds 0 to NR - 1 are registered; their number is the user data. */
 FIXTURE(wait) {

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The programs behind scripts/demo, scripts/test, scripts/shell and scripts/series."""
+"""The programs behind scripts/demo, scripts/test, scripts/bench, scripts/shell and scripts/series."""

@@ -102,7 +102,7 @@ def rows_of(text):
 
 
 def run(kernel, arguments=(), name="bench", idle=0, **options):
-    """Boot, run the program; gives the boot.Result and the rows."""
+    """Boot, run the program; gives the rows."""
     command = [str(program()), *map(str, arguments)]
     memory = f"{1 + math.ceil(idle / 300_000)}G"
     result = boot.run(kernel, name, f"exec {shlex.join(command)}\n",
@@ -112,7 +112,7 @@ def run(kernel, arguments=(), name="bench", idle=0, **options):
     if result.problems:
         raise ui.Failure("the kernel log has problems", "\n".join(result.problems[:10]),
                          f"look at {result.folder}/dmesg", result.folder / "console")
-    return result, rows_of(result.output)
+    return rows_of(result.output)
 
 
 def last_row(folder):
@@ -123,11 +123,11 @@ def last_row(folder):
 
 def measure(kernel, idle):
     """All rows: of the program, and of the plugin."""
-    _, rows = run(kernel, ["--idle", idle], idle=idle)
+    rows = run(kernel, ["--idle", idle], idle=idle)
     if library := plugin():
         log = Path(f"{library}.log")
         log.unlink(missing_ok=True)
-        _, marked = run(kernel, ["--reps", 20, "marks"], "bench-marks", plugin=library)
+        marked = run(kernel, ["--reps", 20, "marks"], "bench-marks", plugin=library)
         rows += plugin_rows(marked, boot.read(log))
     return rows
 
@@ -356,7 +356,7 @@ def others(user_tree):
     """The rows of programs that do not use kevent, in those kernels: {kernel: rows}."""
     found = {}
     for name, kernel in other_kernels(user_tree):
-        _, found[name] = run(kernel, ["empty", "others"], "bench-others")
+        found[name] = run(kernel, ["empty", "others"], "bench-others")
     return found
 
 
@@ -379,17 +379,23 @@ def others_differ(found, kernel="CONFIG_KEVENT=n"):
 
 # ---- the command ---------------------------------------------------------------
 
-def native(arguments=()):
+def native():
     """The rings on two real cores of this machine, side by side."""
     installed = setup.toolchain()
     ui.run([installed.rust_tool("cargo"), "build", "--release", "--locked", "-p", "ring-bench"],
            "bench: building ring-bench", config.log("ring-bench-build"),
            cwd=config.CHECKOUT / "tools", env=installed.cargo_environment())
-    ui.say(ui.output([config.CARGO_TARGET / "release/ring-bench", *arguments]).rstrip())
+    ui.say(ui.output([config.CARGO_TARGET / "release/ring-bench"]).rstrip())
 
 
 def command(args):
     """scripts/bench; gives the exit status."""
+    if args.baseline and (args.others or args.native or args.idle != IDLE):
+        raise ui.Failure("--baseline goes with nothing else", "scripts/test measures as it does alone",
+                         "scripts/bench --baseline")
+    if args.native and args.json:
+        raise ui.Failure("--native writes no JSON", "its numbers are of this machine alone",
+                         "scripts/bench --native")
     if args.native:
         native()
         return 0

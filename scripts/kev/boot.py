@@ -213,9 +213,7 @@ def shell(kernel, icount=False):
     kvm = machine.native and not icount and kvm_works(kernel.image, kernel.release)
     ui.say(f"shell: Linux {kernel.release}, {'KVM' if kvm else 'TCG'}; files are read-only "
            f"except in\n{folder}; leave with 'exit' or Ctrl-D\nselftests: {kernel.out}/kselftest/"
-           f"kevent, demo: {machine.rust_programs}/kevent-demo")
-    env = environment()
-    if icount:
-        env["KEVENT_ICOUNT"] = "1"
-    return subprocess.run(command(kernel.image, folder, kvm, icount, machine=machine), env=env,
-                          cwd=config.CHECKOUT).returncode
+           f"kevent, demo: {machine.rust_programs}/kevent-demo (made by scripts/test selftests\nand "
+           "scripts/demo)" + ("; before them: export KEVENT_ICOUNT=1" if icount else ""))
+    return subprocess.run(command(kernel.image, folder, kvm, icount, machine=machine),
+                          env=environment(), cwd=config.CHECKOUT).returncode

@@ -38,7 +38,7 @@ def jobs():
 
 
 def environment(**extra):
-    """The environment for child processes: everything they write goes to the cache."""
+    """The environment for child processes: what they write goes to the cache."""
     env = dict(os.environ)
     env.update(
         LC_ALL="C.UTF-8",

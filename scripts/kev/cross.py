@@ -56,7 +56,8 @@ def why_not(*steps):
 def apt(machine):
     """apt for that architecture, with the system's mirrors, whose lists it has read."""
     if not tree.Apt.usable():
-        raise ui.Failure(f"no packages for {machine.debian}", "this is no Debian system")
+        raise ui.Failure(f"no packages for {machine.debian}", "this is no Debian system",
+                         "use Debian, or leave --arch out")
     found = tree.Apt(machine.name, None, machine.debian)
     # Lists of somebody else's, which the keyring is not for, are not needed.
     found.update()
@@ -119,7 +120,8 @@ def rust_package():
     owner = ui.output(["dpkg-query", "-S", rustc], check=False).split(":")[0]
     version = owner and ui.output(["dpkg-query", "-W", "-f", "${Version}", owner], check=False)
     if not version or not owner.startswith("rustc"):
-        raise ui.Failure("no Rust library to go with rustc", f"{rustc} is of no Debian package")
+        raise ui.Failure("no Rust library to go with rustc", f"{rustc} is of no Debian package",
+                         "use Debian's: RUSTC=/usr/bin/rustc")
     return f"libstd-{owner.replace('rustc', 'rust', 1)}-dev={version}"
 
 
@@ -135,7 +137,8 @@ def need_rust(machine):
     unpack(machine, package, top)
     if not links_rust(machine, top / "usr"):
         raise ui.Failure(f"no Rust library for {machine.rust}",
-                         f"that of {package} does not go with {setup.toolchain().rustc}")
+                         f"that of {package} does not go with {setup.toolchain().rustc}",
+                         "use Debian's: RUSTC=/usr/bin/rustc")
     return rust_flags(machine, top / "usr")
 
 

@@ -58,5 +58,5 @@ def command(args):
             failed += not well
         rows.append("  ".join([*row, subject]))
     ui.say("\n" + "\n".join(rows))
-    ui.say(f"{len(commits)} patches, {failed} failed, in {ui.duration(time.monotonic() - start)}")
+    ui.say(f"{len(commits)} patches, {failed} kernels failed, in {ui.duration(time.monotonic() - start)}")
     return 1 if failed else 0

@@ -82,10 +82,10 @@ class Linter:
         new = [name for name in self.files if name.endswith((".c", ".h")) and "kevent" in name
                and not name.startswith("tools/")]
         log = config.log("lint-kernel-doc")
-        ui.run([KERNEL_DOC, "-none", "-Wall", *new], "lint: kernel-doc", log, cwd=self.source,
-               check=False, env=config.environment())
+        status = ui.run([KERNEL_DOC, "-none", "-Wall", *new], "lint: kernel-doc", log,
+                        cwd=self.source, check=False, env=config.environment())
         found = re.findall(r"^(?:Warning|Error): .*$", log.read_text(), re.M)
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(found)) or ([f"exit status {status}, see {log}"] if status else [])
 
     def rustdoc(self):
         """What rustdoc does not like in the abstractions."""

@@ -26,13 +26,12 @@ from kev.tree import git
 MAPPING = {
     "rust/kevent/": "fs/kevent/",
     "rust/kernel/": "rust/kernel/",
-    "rust/helpers/": "rust/helpers/",
     "rust/include/": "include/",
     "rust/Documentation/": "Documentation/",
     "selftests/": "tools/testing/selftests/kevent/",
 }
 #: Files that need no SPDX line: texts for people, generated files, the patches.
-NO_SPDX = re.compile(r"^patches/|^LICENSES/|(^|/)(LICENSE|COPYING)[^/]*$|\.lock$|\.json$|\.patch$")
+NO_SPDX = re.compile(r"^patches/|^LICENSES/|\.lock$|\.json$")
 #: Sign-offs are left to whoever submits; MAINTAINERS has an entry for all new files; and a test must
 #: be able to tell a kernel that lacks a system call.
 CHECKPATCH_IGNORE = "MISSING_SIGN_OFF,NO_AUTHOR_SIGN_OFF,FILE_PATH_CHANGES,ENOSYS"

@@ -111,6 +111,7 @@ def step_setup(tally, options):
 def step_scripts(tally, options):
     """unit tests of these scripts"""
     setup.packages("tree")
+    setup.packages("build")
     suite = unittest.defaultTestLoader.discover(str(Path(__file__).parent / "tests"),
                                                 top_level_dir=str(config.SCRIPTS))
     with open(config.log("scripts"), "w") as log:
@@ -147,14 +148,16 @@ def cargo_test(tally, title, arguments, **extra):
         ui.say(f"  FAIL  {name}")
     tally.failed += failed
     if (status and not failed) or not passed:
-        tally.fails(ui.Failure(title, ui.error_lines(log), f"cd {TOOLS} && "
+        settings = "".join(f"{name}={shlex.quote(str(value))} " for name, value in extra.items())
+        tally.fails(ui.Failure(title, ui.error_lines(log), f"cd {TOOLS} && {settings}"
                                + shlex.join(["cargo", *command[1:]]), log))
 
 
 def step_host(tally, options):
     """cargo tests, the ring under loom, formatting"""
     if not (TOOLS / "Cargo.toml").exists():
-        raise ui.Failure("there are no host tests", f"{TOOLS}/Cargo.toml is missing")
+        raise ui.Failure("there are no host tests", f"{TOOLS}/Cargo.toml is missing",
+                         "git checkout tools")
     cargo_test(tally, "cargo test", [])
     cargo_test(tally, "loom", ["--release", "-p", "ring-tests"], RUSTFLAGS="--cfg loom",
                CARGO_TARGET_DIR=config.CARGO_TARGET / "loom")
@@ -319,7 +322,6 @@ def selftests(tally, options, name, bits=64, debugging="", only=(), many=""):
     them, if any are named. With `many`, a setting that has them do much, they run for long.
     """
     machine = machine_of(options)
-    name = machine.label(name)
     if not machine.native:
         why = cross.why_not_programs(machine, bits)
     else:
@@ -345,7 +347,7 @@ def selftests(tally, options, name, bits=64, debugging="", only=(), many=""):
         total += 2 * KMEMLEAK_LIMIT
     result = boot.run(kernel, name, commands, total, icount=options.icount,
                       silence=max(limit + 60, KMEMLEAK_LIMIT if debugging == "debug" else 0),
-                      title=f"{name}: boot and run",
+                      title=f"{machine.label(name)}: boot and run",
                       state=lambda folder: (boot.read(folder / "output").splitlines() or [""])[-1],
                       **extra)
     judge_runs(tally, result.folder, programs, options.repeat, limit)

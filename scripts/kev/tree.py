@@ -74,7 +74,8 @@ def commit_tree(repo):
     """Turn the unpacked tree in `repo` into the base commit."""
     version = make_version(repo)
     if not version:
-        raise ui.Failure(f"{repo} is no kernel tree", "it has no kernel Makefile")
+        raise ui.Failure(f"{repo} is no kernel tree", "it has no kernel Makefile",
+                         "name the top folder of one with --tree")
     # Debian's tree has a .gitignore that hides every file which is not tracked; a
     # developer's new files would go unnoticed. Those two lines are taken out.
     ignore = repo / ".gitignore"
@@ -250,7 +251,7 @@ def kernel_org(version):
             sums = answer.read().decode()
         wanted = re.search(rf"^([0-9a-f]{{64}})  {re.escape(name)}$", sums, re.M)
         if not wanted:
-            raise ui.Failure(f"kernel.org has no {name}")
+            raise ui.Failure(f"kernel.org has no {name}", "", "name a version that it has")
         progress = ui.Progress(f"tree: downloading {name}")
         with urllib.request.urlopen(f"{url}/{name}", timeout=60) as answer, \
                 open(path, "wb") as out:

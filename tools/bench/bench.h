@@ -98,10 +98,6 @@ static __always_inline void read_from(unsigned int i)
  */
 struct peer {
 	const char *name;
-	/* A registered source is reported as often as it is looked at. */
-	bool level;
-	/* A wake-up of a ready source is an event of its own. */
-	bool repeats;
 	/* What is reported must be registered again. */
 	bool one_shot;
 	/* Returns false if this kernel does not have it. */
@@ -136,8 +132,7 @@ struct spent {
 
 extern struct spent spent;
 
-/* The queue of kevent_ring, kevent_call and kevent_level: for timers and triggers. */
-int kevent_queue(void);
+/* As of kevent_ctl(), of the queue of kevent_ring, kevent_call and kevent_level */
 long kevent_ctl(void *changes, unsigned int nr);
 /* The next entry to submit, all zero; and the submission of all that there are. */
 struct io_uring_sqe *uring_sqe(void);

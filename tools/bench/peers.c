@@ -69,11 +69,6 @@ static struct {
 	struct ukevent events[COLLECT_MAX];
 } kv;
 
-int kevent_queue(void)
-{
-	return kv.fd;
-}
-
 static bool kevent_open_with(unsigned int max, unsigned int slots)
 {
 	struct kevent_params params = {
@@ -279,7 +274,6 @@ const struct peer kevent_call = {
 
 const struct peer kevent_level = {
 	.name = "kevent level",
-	.level = true,
 	.open = kevent_open_level,
 	.close = kevent_close,
 	.add = kevent_add_level,
@@ -375,7 +369,6 @@ static unsigned int epoll_look(unsigned int max)
 
 const struct peer epoll_level = {
 	.name = "epoll level",
-	.level = true,
 	.open = epoll_open,
 	.close = epoll_close,
 	.add = epoll_add_level,
@@ -592,7 +585,6 @@ static unsigned int uring_defer_look(unsigned int max)
 
 const struct peer uring_default = {
 	.name = "io_uring",
-	.repeats = true,
 	.open = uring_open_default,
 	.close = uring_close,
 	.add = uring_add,
@@ -605,7 +597,6 @@ const struct peer uring_default = {
 
 const struct peer uring_defer = {
 	.name = "io_uring deferred",
-	.repeats = true,
 	.open = uring_open_defer,
 	.close = uring_close,
 	.add = uring_add,

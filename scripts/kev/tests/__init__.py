@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Unit tests of the scripts; they need git and python3, no kernel tree."""
+"""Unit tests of the scripts; they need git, gcc and python3, no kernel tree."""

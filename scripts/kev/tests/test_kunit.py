@@ -117,3 +117,7 @@ class KunitTest(unittest.TestCase):
                                                                "CC=ccache clang", "LOCALVERSION="]):
             self.assertEqual(kunit.make_options("source", "out"), ["CC=ccache clang",
                                                                    "LOCALVERSION="])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -6,7 +6,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from kev import library
+from kev import config, library
 
 PAGE = r""".TH x 2 2026-01-01 "x"
 .SH DESCRIPTION
@@ -73,7 +73,7 @@ class LibraryTest(unittest.TestCase):
             self.assertIn("main(void)", library.example_of(page.read_text()), page)
 
     def test_what_does_not_compile_is_found(self):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=config.cache("tmp")) as folder:
             source = Path(folder) / "x.c"
             source.write_text("int main(void) { return 0; }\n")
             self.assertEqual(library.compiled(["gcc", "-std=c11"], source, f"{folder}/x"), [])
@@ -99,7 +99,9 @@ class LibraryTest(unittest.TestCase):
         self.assertEqual(library.problems_of(case, good, "0"),
                          [("guest-c: one", []), ("guest-c: two", [])])
         bad = good.replace("ok 2", "# x.c:1: y\nnot ok 2")
-        self.assertEqual(failed(library.problems_of(case, bad, "0")), ["guest-c: two"])
+        self.assertEqual(failed(library.problems_of(case, bad, "1")), ["guest-c: two"])
+        self.assertEqual(failed(library.problems_of(case, good, "1")), ["guest-c"])
+        self.assertEqual(failed(library.problems_of(case, good, "124")), ["guest-c"])
         self.assertEqual(failed(library.problems_of(case, "1..2\nok 1 one\n", "0")),
                          ["guest-c"])
 
@@ -122,3 +124,7 @@ class LibraryTest(unittest.TestCase):
         text = library.script(todo)
         for name in names:
             self.assertRegex(text, rf"(?m)>{re.escape(name)}\.status$")
+
+
+if __name__ == "__main__":
+    unittest.main()

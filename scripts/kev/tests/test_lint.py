@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
+"""What compilers and checkers say is read, and counted once."""
+
 import unittest
 
 from kev import lint
@@ -34,3 +36,7 @@ class Lint(unittest.TestCase):
             "fs/kevent/glue.c", "fs/kevent/syscalls.c", "fs/kevent/queue.rs", "fs/open.c",
             "include/linux/kevent.h", "rust/helpers/fs.c", "tools/testing/selftests/kevent/abi.c",
         ]), ["fs/kevent/", "fs/open.o"])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -228,8 +228,8 @@ impl Registration {
         self.mode(abi::KEVENT_DISABLED)
     }
 
-    /// Of several queues that registered the file so, only one with a waiting
-    /// thread is told, the first.  Cannot be modified.
+    /// Of several queues that registered the file so, only one with a thread,
+    /// or a poller, waiting is told, the first.  Cannot be modified.
     pub fn exclusive(self) -> Self {
         self.mode(abi::KEVENT_EXCLUSIVE)
     }

@@ -11,8 +11,6 @@ pub(crate) type Name = (u16, u64);
 /// A queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Queue {
-    /// What the tracepoints call it, if the kernel tells.
-    pub(crate) id: Option<String>,
     pub(crate) slots: u32,
     /// The sum of the numbers of slots of all sets that can hold events.
     pub(crate) rings: u32,
@@ -45,7 +43,6 @@ pub(crate) fn parse(text: &str) -> Result<Queue> {
         let value = value.trim();
         let number = || value.parse::<u64>().with_context(bad);
         match key {
-            "queue" => queue.id = Some(value.to_owned()),
             "slots" => queue.slots = u32::try_from(number()?)?,
             "rings" => queue.rings = u32::try_from(number()?)?,
             "flags" => queue.flags = u32::from_str_radix(value, 16).with_context(bad)?,
@@ -119,7 +116,7 @@ source:3 ident:6 tag:0 events:1 flags:11 user_data:0 state:disabled
         let queue = parse(TEXT).unwrap();
         assert_eq!((queue.slots, queue.rings, queue.flags), (128, 192, 3));
         assert_eq!((queue.posted, queue.waiting, queue.level), (2, 1, 1));
-        assert_eq!((queue.registrations, queue.id.as_deref()), (5, None));
+        assert_eq!(queue.registrations, 5);
         let count = |source, state: &str| queue.states.get(&(source, state.into()));
         assert_eq!(count(1, "posted"), Some(&1));
         assert_eq!(count(1, "idle"), Some(&1));
@@ -132,12 +129,8 @@ source:3 ident:6 tag:0 events:1 flags:11 user_data:0 state:disabled
 
     #[test]
     fn a_newer_kernel_may_tell_more() {
-        let text = TEXT.replace(
-            "kevent-slots",
-            "kevent-queue:\t00000000ab12\nkevent-new:\tx y\nkevent-slots",
-        );
+        let text = TEXT.replace("kevent-slots", "kevent-new:\tx y\nkevent-slots");
         let queue = parse(&text.replace(" state:", " new:1 state:")).unwrap();
-        assert_eq!(queue.id.as_deref(), Some("00000000ab12"));
         assert_eq!(queue.states, parse(TEXT).unwrap().states);
     }
 

@@ -90,27 +90,18 @@ impl Tally {
 
     /// What was traced of each of the queues, in their order, and of others.
     ///
-    /// If the kernel does not tell which queue is which, those that the events were about
-    /// tell: a queue is taken for the one that has most of them registered, if there is
-    /// only one such.  `None` if that is not known.
+    /// The kernel does not tell which queue is which, but what the events were about does:
+    /// a queue is taken for the one that has most of it registered, if there is only one
+    /// such.  `None` if that is not known.
     pub(crate) fn attribute(&self, holders: &[Holder]) -> (Vec<Option<Counts>>, Counts) {
         let mut found = vec![None; holders.len()];
         let mut others = Counts::default();
-        for (id, traced) in &self.queues {
-            let told = |holder: &&Holder| holder.queue.id.as_ref() == Some(id);
-            let mine: Vec<usize> = if holders.iter().any(|holder| told(&holder)) {
-                // More than one if processes share it.
-                let all = holders.iter().enumerate();
-                all.filter(|(_, it)| told(it)).map(|(i, _)| i).collect()
-            } else {
-                best(holders, &traced.names).into_iter().collect()
+        for traced in self.queues.values() {
+            let to = match best(holders, &traced.names) {
+                Some(index) => found[index].get_or_insert_default(),
+                None => &mut others,
             };
-            for &index in &mine {
-                add(found[index].get_or_insert_default(), &traced.counts);
-            }
-            if mine.is_empty() {
-                add(&mut others, &traced.counts);
-            }
+            add(to, &traced.counts);
         }
         // A queue of which nothing was traced: nothing happened there, unless it might be
         // one of those that are not known.
@@ -125,11 +116,9 @@ impl Tally {
 
 /// The only one of the queues which has most of the names registered.
 fn best(holders: &[Holder], names: &BTreeSet<Name>) -> Option<usize> {
-    let unnamed = holders
+    let scores: Vec<(usize, usize)> = holders
         .iter()
         .enumerate()
-        .filter(|(_, it)| it.queue.id.is_none());
-    let scores: Vec<(usize, usize)> = unnamed
         .map(|(index, it)| (it.queue.names.intersection(names).count(), index))
         .collect();
     let &(score, index) = scores.iter().max()?;
@@ -266,13 +255,12 @@ CPU:1 [LOST 1234 EVENTS]
         tally
     }
 
-    fn holder(id: Option<&str>, names: &[Name]) -> Holder {
+    fn holder(names: &[Name]) -> Holder {
         Holder {
             pid: 1,
             command: String::new(),
             fd: 3,
             queue: Queue {
-                id: id.map(str::to_owned),
                 names: names.iter().copied().collect(),
                 ..Queue::default()
             },
@@ -312,29 +300,13 @@ CPU:1 [LOST 1234 EVENTS]
     }
 
     #[test]
-    fn queues_are_known_by_what_the_kernel_calls_them() {
-        let holders = [
-            holder(Some("00000000bb"), &[(1, 5), (1, 6)]),
-            holder(Some("00000000aa"), &[]),
-            holder(Some("00000000aa"), &[]),
-            holder(Some("00000000cc"), &[]),
-        ];
-        let (found, others) = tally().attribute(&holders);
-        assert_eq!(found, [Some(BB), Some(AA), Some(AA), Some(NONE)]);
-        assert_eq!(others, NONE);
-    }
-
-    #[test]
-    fn or_else_by_what_is_registered_there() {
+    fn queues_are_known_by_what_is_registered_there() {
         let timer = (2, u64::MAX);
-        let mut holders = vec![
-            holder(None, &[(1, 4), (1, 5), (1, 6)]),
-            holder(None, &[(1, 5), timer]),
-        ];
+        let mut holders = vec![holder(&[(1, 4), (1, 5), (1, 6)]), holder(&[(1, 5), timer])];
         let (found, others) = tally().attribute(&holders);
         assert_eq!((&found[..], others), (&[Some(AA), Some(BB)][..], NONE));
         // Two that are as likely: it is not known.
-        holders.push(holder(None, &[(1, 6), (1, 5)]));
+        holders.push(holder(&[(1, 6), (1, 5)]));
         let (found, others) = tally().attribute(&holders);
         assert_eq!((&found[..], others), (&[None, Some(BB), None][..], AA));
         let (found, others) = tally().attribute(&[]);

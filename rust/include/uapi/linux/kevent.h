@@ -354,8 +354,8 @@ struct ukevent {
 /*
  * KEVENT_SOURCE_FD, KEVENT_OP_ADD: when the file has something for one of several
  * queues, tell only one of those that registered it with this flag and have a
- * thread waiting: the first.  @events must be a subset of EPOLLIN, EPOLLOUT,
- * EPOLLERR and EPOLLHUP.  Cannot be modified.
+ * thread, or a poller, waiting: the first.  @events must be a subset of EPOLLIN,
+ * EPOLLOUT, EPOLLERR and EPOLLHUP.  Cannot be modified.
  */
 #define KEVENT_EXCLUSIVE	(1U << 5)
 /* With KEVENT_EXCLUSIVE: the queues take turns. */
