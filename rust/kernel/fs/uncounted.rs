@@ -12,6 +12,42 @@ use crate::{
 use core::ptr::NonNull;
 
 /// The address of a file, without a reference to it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     fs::{
+///         anon_inode::{
+///             FileOperations,
+///             FileOperationsTable, //
+///         },
+///         file::flags,
+///         UncountedFile, //
+///     },
+///     sync::Arc, //
+/// };
+///
+/// struct Quiet;
+///
+/// #[vtable]
+/// impl FileOperations for Quiet {
+///     type Data = Arc<u32>;
+/// }
+///
+/// static QUIET: FileOperationsTable<Quiet> = FileOperationsTable::new();
+///
+/// let file = QUIET.create(c"[quiet]", Arc::new(0, GFP_KERNEL)?, flags::O_RDONLY)?;
+/// let known = UncountedFile::new(&file);
+///
+/// // Whoever releases the file has told us of it, or has not begun yet.
+/// //
+/// // SAFETY: `file` is a reference to it.
+/// let pinned = unsafe { known.pin() };
+///
+/// assert_eq!(pinned.as_deref().map(UncountedFile::new), Some(known));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UncountedFile(NonNull<bindings::file>);
 
