@@ -9,7 +9,7 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from kev import boot, config, ui
+from kev import arch, boot, config, ui
 
 
 class Child:
@@ -35,6 +35,33 @@ class CommandTest(unittest.TestCase):
         with mock.patch.dict(os.environ):
             os.environ.pop("KEVENT_SEED", None)
             self.assertEqual(boot.guest_environment(True), {"KEVENT_ICOUNT": "1"})
+
+
+class RunTest(unittest.TestCase):
+    """What a kernel's own guest does when the emulator errs."""
+    def boots(self, *consoles, kvm=False):
+        """How often it was booted, if the consoles have these."""
+        folder = tempfile.TemporaryDirectory(dir=config.cache("tmp"))
+        self.addCleanup(folder.cleanup)
+        results = []
+        for number, text in enumerate(consoles):
+            place = Path(folder.name) / str(number)
+            place.mkdir()
+            (place / "console").write_text(text)
+            results.append(boot.Result(place, "", None, [], "the guest stopped"))
+        kernel = mock.Mock(machine=arch.X86_64, release="x")
+        with mock.patch("kev.boot.kvm_works", return_value=kvm), \
+                mock.patch("kev.boot.run_once", side_effect=results) as run, \
+                contextlib.redirect_stdout(io.StringIO()):
+            self.assertIs(boot.run(kernel, "name", "true", 1), results[run.call_count - 1])
+        return run.call_count
+
+    def test_only_what_the_emulator_did_is_tried_again(self):
+        erred = f"[ 1.2] {boot.EMULATOR_ERRED} [#1] SMP\n"
+        self.assertEqual(self.boots("Oops: 0000\n", "good"), 1)
+        self.assertEqual(self.boots(erred, "good"), 2)
+        self.assertEqual(self.boots(*[erred] * (boot.TRIES + 1)), boot.TRIES)
+        self.assertEqual(self.boots(erred, "good", kvm=True), 1)
 
 
 class WaitTest(unittest.TestCase):
