@@ -1092,14 +1092,18 @@ TEST_F(level, one_ready_source_ends_the_wait_of_all)
 	struct waiter w[6] = { };
 
 	add(0);
-	for (int i = 0; i < 6; i++)
-		ASSERT_EQ(0, waiter_start(&w[i], &self->q, 1, 1));
-	signal_eventfd(self->efd[0]);
-	for (int i = 0; i < 6; i++) {
-		ASSERT_TRUE(waiter_join(&w[i]))
-			TH_LOG("waiter %d sleeps on", i);
-		EXPECT_EQ(1, w[i].ret);
-		EXPECT_EQ(0, w[i].evs[0].user_data);
+	/* Whether the buffer of who was woken is full then, or not */
+	for (int max = 1; max <= 2; max++) {
+		for (int i = 0; i < 6; i++)
+			ASSERT_EQ(0, waiter_start(&w[i], &self->q, 1, max));
+		signal_eventfd(self->efd[0]);
+		for (int i = 0; i < 6; i++) {
+			ASSERT_TRUE(waiter_join(&w[i]))
+				TH_LOG("waiter %d sleeps on", i);
+			EXPECT_EQ(1, w[i].ret);
+			EXPECT_EQ(0, w[i].evs[0].user_data);
+		}
+		drain_eventfd(self->efd[0]);
 	}
 }
 

@@ -506,6 +506,13 @@ TEST_F(move, takes_a_one_shot_along_until_it_is_claimed)
 	EXPECT_EQ(-ENOENT, move_user(&self->from, &self->to, 1));
 	EXPECT_EQ(-ENOENT, count(&self->from, 1, 1));
 	EXPECT_EQ(-ENOENT, count(&self->to, 1, 1));
+	/* One that has ended is not in the way of another of its name. */
+	ASSERT_EQ(1, add_count(&self->to, 1, KEVENT_ONESHOT));
+	ASSERT_EQ(1, count(&self->to, 1, 1));
+	want_count(&self->to, 1, 1);
+	ASSERT_EQ(1, add_count(&self->from, 1, 0));
+	ASSERT_EQ(1, move_user(&self->from, &self->to, 1));
+	ASSERT_EQ(1, user_op(&self->to, KEVENT_OP_DEL, 1));
 	want_all_free(_metadata, &self->from);
 	want_all_free(_metadata, &self->to);
 }

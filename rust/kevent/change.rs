@@ -328,7 +328,15 @@ impl Queue {
             Some(_) => Some(Left::new()?),
             None => None,
         };
-        let id = target.reserve(&named.key, &terms, &source)?;
+        let reserve = || target.reserve(&named.key, &terms, &source);
+        let id = match reserve() {
+            Err(EEXIST) => {
+                // What has the name there may have ended.
+                target.settle_all();
+                reserve()?
+            }
+            result => result?,
+        };
 
         let Some((terms, source, pending)) = self.take(&named.key) else {
             // Its descriptor was closed, or its event claimed.

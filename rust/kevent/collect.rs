@@ -140,11 +140,7 @@ impl Queue {
             let missing = want.saturating_sub(collected.events);
             let waited = self.wait(missing, wakes, until);
 
-            if waited == Waited::Expired
-                && until != wait.deadline
-                && want > 1
-                && collected.events == 0
-            {
+            if waited == Waited::Expired && until != wait.deadline && collected.events == 0 {
                 // From now on, one event is enough.
                 want = 1;
                 until = wait.deadline;
@@ -181,8 +177,11 @@ impl Queue {
             if collected.flags & uapi::KEVENT_ONESHOT != 0 {
                 self.reap();
             }
-            if result.is_err() || collected.events == max {
-                // There may be more.
+            if result.is_err()
+                || collected.events == max
+                || collected.flags & uapi::KEVENT_LEVEL != 0
+            {
+                // There may be more, and what is level-triggered is still there.
                 self.pass_on();
             }
             if collected.events == 0 {

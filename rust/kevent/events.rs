@@ -189,8 +189,8 @@ pub(crate) enum Seen {
 /// [`State::Reserved`].
 pub(crate) struct Entry<T> {
     state: State,
-    /// Whether anything was posted since the event was last found.
-    touched: bool,
+    /// How often anything was posted, or changed.
+    posts: u32,
     registration: Option<(Terms, T)>,
 }
 
@@ -198,7 +198,7 @@ impl<T> Entry<T> {
     /// Room for a registration.
     pub(crate) const FREE: Self = Self {
         state: State::Free,
-        touched: false,
+        posts: 0,
         registration: None,
     };
 
@@ -230,7 +230,6 @@ impl<T> Entry<T> {
             Pending::Disabled(held) => State::Disabled { held },
             Pending::Nothing | Pending::Event(_) => State::Idle,
         };
-        self.touched = false;
         true
     }
 
@@ -238,7 +237,6 @@ impl<T> Entry<T> {
     #[inline]
     fn found_ready(&mut self, ticket: u64) -> Option<&(Terms, T)> {
         self.state = State::Ready { ticket };
-        self.touched = false;
         self.registration.as_ref()
     }
 }
@@ -310,6 +308,8 @@ pub(crate) struct Event {
     origin: Origin,
     /// What it says; nothing, zero, if it is level-triggered.
     pub(crate) value: u32,
+    /// What [`Entry::posts`] was when it was found.
+    posts: u32,
 }
 
 impl Event {
@@ -568,7 +568,7 @@ impl<P: Parts> Events<P> {
     // Registrations
     //
 
-    /// Returns how many entries the next chunk of the table has to have.
+    /// Returns how many entries the next chunk of the table has to have; none, if it has all.
     pub(crate) fn next_chunk(&self) -> u32 {
         self.table.next_chunk()
     }
@@ -762,7 +762,7 @@ impl<P: Parts> Events<P> {
             } else {
                 State::Disabled { held: 0 }
             };
-            entry.touched = true;
+            entry.posts = entry.posts.wrapping_add(1);
             if let Some((old, _)) = &mut entry.registration {
                 *old = *terms;
             }
@@ -1010,7 +1010,7 @@ impl<P: Parts> Events<P> {
             other => other,
         };
 
-        entry.touched = true;
+        entry.posts = entry.posts.wrapping_add(1);
         if let State::Posted { ring, slot } = entry.state {
             // A ring that was taken away had no unclaimed event any more.
             let ring = self.rings.get_mut(usize::from(ring));
@@ -1243,10 +1243,17 @@ impl<P: Parts> Events<P> {
 
                 if let (Some(id), Some((entry, next))) = (ready, level) {
                     if entry.is_ready(scan.ticket) {
+                        let posts = entry.posts;
+
                         if let Some((terms, item)) = entry.found_ready(ticket) {
                             let origin = Origin::Level { id, ticket };
+                            let event = Event {
+                                origin,
+                                value: 0,
+                                posts,
+                            };
 
-                            f(Event { origin, value: 0 }, terms, item);
+                            f(event, terms, item);
                             left = left.wrapping_sub(1);
                         }
                         ready = next;
@@ -1265,12 +1272,17 @@ impl<P: Parts> Events<P> {
             }
             match self.find_posted(scan, limit, Cancelled::Claim) {
                 Some((ring, found)) => {
-                    if let Some((terms, item)) = self.found_posted(found.id) {
-                        let origin = Origin::Ring { ring, found };
-                        let value = value_of(found.word);
+                    if let Some(entry) = self.table.get(found.id) {
+                        if let Some((terms, item)) = &entry.registration {
+                            let event = Event {
+                                origin: Origin::Ring { ring, found },
+                                value: value_of(found.word),
+                                posts: entry.posts,
+                            };
 
-                        f(Event { origin, value }, terms, item);
-                        left = left.wrapping_sub(1);
+                            f(event, terms, item);
+                            left = left.wrapping_sub(1);
+                        }
                     }
                     scan.turn = Trigger::Level;
                 }
@@ -1298,18 +1310,15 @@ impl<P: Parts> Events<P> {
         self.ticket = ticket.wrapping_add(1);
         self.table.turn(&mut self.ready, next);
 
-        let (terms, item) = self.table.get_mut(id)?.found_ready(ticket)?;
-        let origin = Origin::Level { id, ticket };
-
-        Some((Event { origin, value: 0 }, terms, item))
-    }
-
-    /// Says that the event of the registration `id` was found in a ring.
-    fn found_posted(&mut self, id: u32) -> Option<&(Terms, P::Item)> {
         let entry = self.table.get_mut(id)?;
+        let event = Event {
+            origin: Origin::Level { id, ticket },
+            value: 0,
+            posts: entry.posts,
+        };
+        let (terms, item) = entry.found_ready(ticket)?;
 
-        entry.touched = false;
-        entry.registration.as_ref()
+        Some((event, terms, item))
     }
 
     /// Finds the oldest unclaimed event in the rings that `scan` has not come to.
@@ -1356,17 +1365,20 @@ impl<P: Parts> Events<P> {
     pub(crate) fn claim(&mut self, event: &Event, so: bool, untouched: bool) -> Claim {
         match event.origin {
             Origin::Ring { ring, found } => {
-                if self.claim_posted(ring, &found, so, untouched) {
+                let posts = untouched.then_some(event.posts);
+
+                if self.claim_posted(ring, &found, so, posts) {
                     Claim::Done
                 } else {
                     Claim::Failed
                 }
             }
-            Origin::Level { id, ticket } => self.claim_level(id, ticket, so),
+            Origin::Level { id, ticket } => self.claim_level(id, ticket, event.posts, so),
         }
     }
 
-    fn claim_posted(&mut self, index: u8, found: &Found, so: bool, untouched: bool) -> bool {
+    /// As [`Events::claim`]; `posts` is what it still has to be, if the event is to be untouched.
+    fn claim_posted(&mut self, index: u8, found: &Found, so: bool, posts: Option<u32>) -> bool {
         let (id, slot) = (found.id, found.slot);
         let Some(entry) = self.table.get_mut(id) else {
             return false;
@@ -1376,7 +1388,7 @@ impl<P: Parts> Events<P> {
         };
 
         if entry.state != (State::Posted { ring: index, slot })
-            || untouched && entry.touched
+            || posts.is_some_and(|posts| entry.posts != posts)
             || !ring.as_mut().is_some_and(|ring| ring.claim(found))
         {
             return false;
@@ -1391,7 +1403,7 @@ impl<P: Parts> Events<P> {
         true
     }
 
-    fn claim_level(&mut self, id: u32, ticket: u64, so: bool) -> Claim {
+    fn claim_level(&mut self, id: u32, ticket: u64, posts: u32, so: bool) -> Claim {
         let Some(entry) = self.table.get_mut(id) else {
             return Claim::Failed;
         };
@@ -1408,10 +1420,9 @@ impl<P: Parts> Events<P> {
             if stays {
                 return Claim::Done;
             }
-        } else if entry.touched {
+        } else if entry.posts != posts {
             // As if it had been posted right after the claim.  This scan does not come by again,
             // and who polls the queue has to learn that it is ready again.
-            entry.touched = false;
             return Claim::Anew;
         }
         self.table.unlink(&mut self.ready, id);

@@ -491,7 +491,9 @@ impl Queue {
 
                 match f(&mut inner)? {
                     Ok(result) => return Ok(result),
-                    Err(Refused::NoRoom) => inner.events.next_chunk(),
+                    Err(Refused::NoRoom) if inner.events.next_chunk() > 0 => {
+                        inner.events.next_chunk()
+                    }
                     Err(refused) if settled => return Err(refused.into()),
                     Err(_) => 0,
                 }
@@ -790,7 +792,7 @@ impl Queue {
 
     /// Finds out which one-shot registrations have ended, and removes them, and which slots are
     /// free again.  May sleep.
-    fn settle_all(&self) {
+    pub(crate) fn settle_all(&self) {
         let mut left = self.inner.lock().events.shots();
 
         while left > 0 {
@@ -843,7 +845,13 @@ impl Queue {
     ///
     /// `EINVAL`: there are as many already, or it is too many.  `ENOMEM`.
     pub(crate) fn grow(&self, slots: u64) -> Result {
-        let ring = new_ring(slots_for(slots)?, self.node)?;
+        let slots = slots_for(slots)?;
+
+        if slots <= self.inner.lock().events.slots() {
+            return Err(EINVAL);
+        }
+
+        let ring = new_ring(slots, self.node)?;
         let result = self.inner.lock().events.grow(ring);
 
         // If it is not needed, it is freed without the lock.

@@ -135,7 +135,10 @@ where
 
     /// Returns how many entries the next chunk has to have.
     pub(crate) fn next_chunk(&self) -> u32 {
-        self.size.saturating_add(FIRST_CHUNK)
+        match place(self.size) {
+            (chunk, _) if chunk < CHUNKS => self.size.saturating_add(FIRST_CHUNK),
+            _ => 0,
+        }
     }
 
     /// Adds a chunk; gives it back if it is not of the size that is wanted.

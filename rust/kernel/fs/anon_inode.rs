@@ -156,14 +156,16 @@ impl<T: FileOperations> FileOperationsTable<T> {
         &'static self,
         file: &'a File,
     ) -> Option<<T::Data as ForeignOwnable>::Borrowed<'a>> {
-        // SAFETY: The operations and the private data of an open file do not change.
-        let (table, data) = unsafe { ((*file.as_ptr()).f_op, (*file.as_ptr()).private_data) };
+        // SAFETY: The file is valid.  The operations of files of other kinds, as terminals, can be
+        // replaced meanwhile, but not by these.
+        let table = unsafe { core::ptr::read_volatile(&raw const (*file.as_ptr()).f_op) };
 
         if !core::ptr::eq(table, &raw const self.table) {
             return None;
         }
-        // SAFETY: The file is of this kind, and its data lives as long as the file.
-        Some(unsafe { T::Data::borrow(data) })
+        // SAFETY: The file is of this kind, so its data does not change, and lives as long as the
+        // file.
+        Some(unsafe { T::Data::borrow((*file.as_ptr()).private_data) })
     }
 
     /// # Safety

@@ -105,7 +105,7 @@ pub fn drop_after_grace<T: HasRcuHead>(object: Arc<T>) {
     let rcu = object.rcu_head();
 
     // INVARIANT: It is the object, and was null if this is the first time.
-    if !rcu.target.xchg(&raw const *object, Relaxed).is_null() {
+    if !rcu.target.xchg(Arc::as_ptr(&object), Relaxed).is_null() {
         synchronize_rcu();
         return;
     }

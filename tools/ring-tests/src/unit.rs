@@ -438,6 +438,19 @@ fn level_triggered_events_are_looked_at_and_told_of() {
 }
 
 #[test]
+fn who_looks_later_does_not_hide_a_post_from_who_looked_before() {
+    let kernel = Kernel::new(4);
+    let id = kernel.add(1).unwrap();
+    kernel.post(id, 1);
+    let first = kernel.find().unwrap();
+    assert_eq!(kernel.post(id, 1), Post::Merged);
+    let second = kernel.find().unwrap();
+    // The first saw the source before it was posted again, and would forget the event.
+    assert!(!kernel.claim(&first, false, true));
+    assert!(kernel.claim(&second, true, true));
+}
+
+#[test]
 fn level_triggered_events_take_turns() {
     let kernel = Kernel::new(4);
     let mut edges = Vec::new();
