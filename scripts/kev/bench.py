@@ -109,9 +109,7 @@ def run(kernel, arguments=(), name="bench", idle=0, **options):
                       LIMIT + LIMIT_MILLION * idle // 1_000_000, icount=True, memory=memory,
                       title=f"{name}: boot and run", state=last_row, **options)
     result.require("the benchmark")
-    if result.problems:
-        raise ui.Failure("the kernel log has problems", "\n".join(result.problems[:10]),
-                         f"look at {result.folder}/dmesg", result.folder / "console")
+    result.require_clean()
     return rows_of(result.output)
 
 

@@ -61,6 +61,12 @@ class Result:
                 last.splitlines()[-15:]), f"look at {self.folder}/output and console; "
                 "scripts/shell gives a guest to try in", self.folder / "console")
 
+    def require_clean(self):
+        """Raise a Failure if the kernel log has problems."""
+        if self.problems:
+            raise ui.Failure("the kernel log has problems", "\n".join(self.problems[:10]),
+                             f"look at {self.folder}/dmesg", self.folder / "console")
+
 
 def read(path):
     return path.read_text(errors="replace") if path.exists() else ""

@@ -50,7 +50,5 @@ def command(args, kernel):
     result, _ = run(kernel, args.arguments, args.icount)
     ui.say()
     ui.say(result.output.rstrip())
-    if result.problems:
-        raise ui.Failure("the kernel log has problems", "\n".join(result.problems[:10]),
-                         f"look at {result.folder}/dmesg", result.folder / "console")
+    result.require_clean()
     return 0

@@ -15,9 +15,7 @@ def boots(kernel):
         return
     result = boot.run(kernel, "each", "true\n", LIMIT)
     result.require("the guest")
-    if result.problems:
-        raise ui.Failure("the kernel log has problems", "\n".join(result.problems[:10]),
-                         f"look at {result.folder}/dmesg", result.folder / "console")
+    result.require_clean()
 
 
 def one(base, source, machine, fragment, name):
