@@ -730,6 +730,51 @@ TEST_F(user, of_a_child_comes_to_the_parent)
 	want_nothing();
 }
 
+/*
+ * The same changes over and over, so many that the call would go on for a while
+ */
+TEST_F(user, changes_end_with_the_process_that_is_killed)
+{
+	const size_t once = 1 << 20, all = 1 << 30;
+	const unsigned int nr = all / sizeof(struct ukevent);
+	struct ukevent *changes, ev;
+	__u64 total = 0;
+	pid_t pid;
+	int fd;
+
+	fd = memfd_create("changes", 0);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, once));
+	changes = mmap(NULL, all, PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(MAP_FAILED, changes);
+	for (size_t at = 0; at < all; at += once)
+		ASSERT_NE(MAP_FAILED,
+			  mmap((char *)changes + at, once,
+			       PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+			       fd, 0));
+	for (size_t i = 0; i < once / sizeof(*changes); i++)
+		changes[i] = kq_trigger_change(IDENT, 1, 0);
+
+	ASSERT_EQ(1, kq_add_user(&self->q, IDENT, COUNT, 0, UDATA));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		sys_kevent_ctl(self->q.fd, changes, nr, 0);
+		_exit(0);
+	}
+	ASSERT_EQ(1, kq_next(&self->q, self->by, &ev));
+	total += ev.events;
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	reap(pid);
+	while (kq_collect(&self->q, self->by, &ev, 1) == 1)
+		total += ev.events;
+	EXPECT_LT(total, nr);
+	munmap(changes, all);
+	close(fd);
+}
+
 /* It has nothing but the descriptor: the queue came later than the process. */
 static int use_received(int sock, const struct kevent_params *params)
 {

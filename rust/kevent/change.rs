@@ -22,6 +22,7 @@ use crate::{
     user, //
 };
 use kernel::{
+    current,
     fs::{
         File,
         LocalFile,
@@ -38,6 +39,9 @@ use kernel::{
     },
     uapi, //
 };
+
+/// After how many changes a fatal signal is looked for.
+const SIGNALS: u32 = 64;
 
 /// What a change names: a registration, and the file that it is of, if it is of one.
 pub(crate) struct Named {
@@ -100,7 +104,13 @@ impl Queue {
         let mut tidy = false;
         let mut result = Ok(());
 
-        for _ in 0..nr {
+        for n in 0..nr {
+            // Whoever is killed will not learn how many were applied.
+            if n % SIGNALS == SIGNALS - 1 && current!().fatal_signal_pending() {
+                result = Err(EINTR);
+                break;
+            }
+
             let done = Ukevent::copy_from(at).and_then(|change| {
                 tidy |= !change.only_posts();
                 self.change_at(at, &change, results)
@@ -223,7 +233,8 @@ impl Queue {
                     || timer::modify(self, &asked, &setting, &named),
                 )
             }
-            SourceKind::Queue | SourceKind::User => {
+            SourceKind::Queue => Err(EINVAL),
+            SourceKind::User => {
                 let (asked, kind_of_event) = user::check(change)?;
                 let named = Named::by(change, kind)?;
 
@@ -243,20 +254,25 @@ impl Queue {
         key: &Key,
         op: Op,
         add: impl Fn() -> Result,
-        modify: impl FnOnce() -> Result,
+        modify: impl Fn() -> Result,
     ) -> Result {
         let _ctl = self.ctl.lock();
+        let mut again = op == Op::Set;
 
-        if op != Op::Add {
-            match modify() {
-                Err(ENOENT) if op == Op::Set => {}
+        loop {
+            if op != Op::Add {
+                match modify() {
+                    Err(ENOENT) if op == Op::Set => {}
+                    result => return result,
+                }
+            }
+            match add() {
+                // What has the name may have ended.
+                Err(EEXIST) if self.settle(key) => return add(),
+                // Or it has just been moved here.
+                Err(EEXIST) if again => again = false,
                 result => return result,
             }
-        }
-        match add() {
-            // What has the name may have ended.
-            Err(EEXIST) if self.settle(key) => add(),
-            result => result,
         }
     }
 
@@ -272,22 +288,12 @@ impl Queue {
 
         match op {
             Op::Disable => self.disable(&named.key),
+            Op::Enable if kind == SourceKind::Timer => timer::enable(&self, &named.key),
             Op::Enable => {
-                // Before anything is changed
-                let restart = match kind {
-                    SourceKind::Timer => self.look_up_timer(&named.key)?,
-                    _ => None,
-                };
-                let (terms, source) = self.enable(&named.key)?;
-
-                match (&source, &named.file) {
-                    (Source::Fd(watch), Some(file)) => fd::look(watch, file, terms.interest),
-                    (Source::Timer(timer), _) => {
-                        if let Some(restart) = restart {
-                            restart.start(timer);
-                        }
-                    }
-                    _ => {}
+                if let ((terms, Source::Fd(watch)), Some(file)) =
+                    (self.enable(&named.key)?, &named.file)
+                {
+                    fd::look(&watch, file, terms.interest);
                 }
                 Ok(())
             }
@@ -297,20 +303,12 @@ impl Queue {
                 self.move_to(&named, Queue::of(&target).ok_or(EINVAL)?)
             }
             _ => {
-                let (_, source, _) = self.take(&named.key).ok_or(ENOENT)?;
+                let (_, source, _) = self.take(&named.key, |_| true).ok_or(ENOENT)?;
 
                 // If it is a file, it is referenced.
                 source.finish();
                 Ok(())
             }
-        }
-    }
-
-    /// Returns what it takes to start a timer again, if it was cancelled.
-    fn look_up_timer(&self, key: &Key) -> Result<Option<timer::Restart>> {
-        match self.look_up(key)? {
-            (_, Source::Timer(timer)) => timer::Restart::new(&timer),
-            _ => Ok(None),
         }
     }
 
@@ -338,7 +336,9 @@ impl Queue {
             result => result?,
         };
 
-        let Some((terms, source, pending)) = self.take(&named.key) else {
+        // Another one of its name can have been moved here, with other terms.
+        let same = |found: &Source| found.is_same(&source);
+        let Some((terms, source, pending)) = self.take(&named.key, same) else {
             // Its descriptor was closed, or its event claimed.
             target.unreserve(id, &terms);
             return Err(ENOENT);

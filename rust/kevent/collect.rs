@@ -117,8 +117,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// `EINTR`: a signal is to be handled, and there is
-    /// nothing to collect.  `EFAULT`.
+    /// `EINTR`: a signal is to be handled, and there is nothing to collect.  `EFAULT`.
     pub(crate) fn get_events(&self, wait: &Wait) -> Result<u32> {
         let result = self.wait_and_collect(wait);
 
@@ -196,6 +195,7 @@ impl Queue {
                 || collected.flags & uapi::KEVENT_LEVEL != 0
                 || result.is_err()
                 || !matches!(waited, Waited::Ready(_))
+                || current!().fatal_signal_pending()
             {
                 return Ok(collected.events);
             }
@@ -213,13 +213,16 @@ impl Queue {
             .waiters
             .wait_exclusive(min as usize, self.order, deadline, || {
                 // (B)
-                let count = {
+                let mut counting = None;
+                let count = loop {
                     let mut inner = self.inner.lock();
 
                     if inner.wakes != wakes {
                         return Some(Waited::Woken);
                     }
-                    inner.events.count(min)
+                    if let Some(count) = inner.events.count(&mut counting, min, STEPS) {
+                        break count;
+                    }
                 };
 
                 if count >= min {
@@ -249,18 +252,21 @@ impl Queue {
         let scan = self.inner.lock().events.scan();
 
         loop {
-            let (event, interest, file) = {
+            let found = {
                 let mut inner = self.inner.lock();
 
-                match inner.events.find_ready(&scan) {
-                    Some((event, terms, source)) => {
+                inner
+                    .events
+                    .find_ready(&scan)
+                    .map(|(event, terms, source)| {
                         // SAFETY: The registration is in the table, and the lock is held.
                         let file = unsafe { source.pin() }.flatten();
 
                         (event, terms.interest, file)
-                    }
-                    None => return inner.events.count(min) >= min,
-                }
+                    })
+            };
+            let Some((event, interest, file)) = found else {
+                return self.count(min) >= min;
             };
             let so = file.is_some_and(|file| fd::look_again(&file, 0, interest) != 0);
 
@@ -272,15 +278,8 @@ impl Queue {
 
     /// Wakes a waiter if there are events for it.
     fn pass_on(&self) {
-        if self.waiters.is_active() {
-            let ready = {
-                let mut inner = self.inner.lock();
-
-                if inner.events.count(1) == 0 {
-                    return;
-                }
-                inner.events.ready_at_most()
-            };
+        if self.waiters.is_active() && self.count(1) > 0 {
+            let ready = self.inner.lock().events.ready_at_most();
 
             // Whoever wants more than there really is passes it on again.
             self.waiters.wake_one(ready as usize);
@@ -295,6 +294,11 @@ impl Queue {
         let mut looks = 0;
 
         while collected.events < max {
+            // Whoever is killed will not see what is collected.
+            if scan.is_some() && current!().fatal_signal_pending() {
+                break;
+            }
+
             // What is looked at again is looked at alone.
             let most = if looks == 0 { BATCH as u32 } else { 1 };
             let most = most.min(max.saturating_sub(collected.events));

@@ -10,7 +10,7 @@
 //! Edge-triggered:
 //!
 //! ```text
-//!        fill         post, if the next slot is free
+//!       begin         post, if the next slot is free
 //!  Free -----> Idle -----------------------------------> Posted --+ post: merge
 //!   ^           |  <----------------------------------   ^   ^   |
 //!   |           |   claimed by anybody: After::Stay      |   +---+
@@ -21,6 +21,8 @@
 //!   +-- remove  +---+
 //!    from any
 //! ```
+//!
+//! Between `Free` and `Idle` it is `Reserved`: its id is taken, and nothing can fail any more.
 //!
 //! Level-triggered:
 //!
@@ -73,7 +75,10 @@ use super::{
         Table, //
     },
 };
-use core::ops::DerefMut;
+use core::{
+    mem,
+    ops::DerefMut, //
+};
 
 pub(crate) use super::ring::{
     Payload,
@@ -84,10 +89,10 @@ pub(crate) use super::ring::{
 /// How many waiting events one new event may push into the ring, to bound the time under the lock.
 const FLUSH_PER_POST: u32 = 2;
 
-/// How many waiting events are let into the ring at least when events are counted.
+/// How many waiting events are let into the ring when events are counted.
 const FLUSH_PER_COUNT: u32 = 256;
 
-/// How many claimed slots an [`Events::reserve`] forgets to make room.
+/// How many claimed slots are forgotten to make room for an edge-triggered registration.
 const ADVANCE_PER_ADD: u32 = 1024;
 
 /// As many rings as there are numbers of slots, up to 2^16.
@@ -233,11 +238,19 @@ impl<T> Entry<T> {
         true
     }
 
-    /// Says that it was found ready, and is so since `ticket` from now on.
+    /// Says that this, which has the id `id`, was found ready, and is so since `ticket` from now
+    /// on.
     #[inline]
-    fn found_ready(&mut self, ticket: u64) -> Option<&(Terms, T)> {
+    fn found_ready(&mut self, id: u32, ticket: u64) -> Option<(Event, &Terms, &T)> {
+        let event = Event {
+            origin: Origin::Level { id, ticket },
+            value: 0,
+            posts: self.posts,
+        };
+        let (terms, item) = self.registration.as_ref()?;
+
         self.state = State::Ready { ticket };
-        self.registration.as_ref()
+        Some((event, terms, item))
     }
 }
 
@@ -317,6 +330,13 @@ impl Event {
     pub(crate) fn is_in_ring(&self) -> bool {
         matches!(self.origin, Origin::Ring { .. })
     }
+}
+
+/// A count that is under way; see [`Events::count`].
+pub(crate) struct Counting {
+    scan: Scan,
+    /// How many events were found in the rings.
+    posted: u32,
 }
 
 /// Whether [`Events::find`] is to be called again.
@@ -568,8 +588,8 @@ impl<P: Parts> Events<P> {
     // Registrations
     //
 
-    /// Returns how many entries the next chunk of the table has to have; none, if it has all.
-    pub(crate) fn next_chunk(&self) -> u32 {
+    /// Returns how many entries the next chunk of the table has to have; [`None`] if it has all.
+    pub(crate) fn next_chunk(&self) -> Option<u32> {
         self.table.next_chunk()
     }
 
@@ -1243,16 +1263,7 @@ impl<P: Parts> Events<P> {
 
                 if let (Some(id), Some((entry, next))) = (ready, level) {
                     if entry.is_ready(scan.ticket) {
-                        let posts = entry.posts;
-
-                        if let Some((terms, item)) = entry.found_ready(ticket) {
-                            let origin = Origin::Level { id, ticket };
-                            let event = Event {
-                                origin,
-                                value: 0,
-                                posts,
-                            };
-
+                        if let Some((event, terms, item)) = entry.found_ready(id, ticket) {
                             f(event, terms, item);
                             left = left.wrapping_sub(1);
                         }
@@ -1310,15 +1321,7 @@ impl<P: Parts> Events<P> {
         self.ticket = ticket.wrapping_add(1);
         self.table.turn(&mut self.ready, next);
 
-        let entry = self.table.get_mut(id)?;
-        let event = Event {
-            origin: Origin::Level { id, ticket },
-            value: 0,
-            posts: entry.posts,
-        };
-        let (terms, item) = entry.found_ready(ticket)?;
-
-        Some((event, terms, item))
+        self.table.get_mut(id)?.found_ready(id, ticket)
     }
 
     /// Finds the oldest unclaimed event in the rings that `scan` has not come to.
@@ -1437,24 +1440,56 @@ impl<P: Parts> Events<P> {
         Claim::Done
     }
 
-    /// Counts the events to collect, no further than `limit`.
-    pub(crate) fn count(&mut self, limit: u32) -> u32 {
-        self.flush(limit.max(FLUSH_PER_COUNT));
+    /// Counts the events to collect, no further than `limit`, looking at about `steps` slots.
+    ///
+    /// `counting` is [`None`] at first.  If the count takes more steps, the result is [`None`], and
+    /// this is to be called again, perhaps after the lock was released: what was posted meanwhile
+    /// is counted, what was claimed meanwhile can be.
+    pub(crate) fn count(
+        &mut self,
+        counting: &mut Option<Counting>,
+        limit: u32,
+        steps: u32,
+    ) -> Option<u32> {
+        if counting.is_none() {
+            self.flush(FLUSH_PER_COUNT);
+        }
 
-        let mut scan = self.scan();
-        let mut count = self
-            .waiting
-            .len()
-            .saturating_add(self.ready.len())
-            .min(limit);
+        let others = self.waiting.len().saturating_add(self.ready.len());
+        let Counting { scan, posted } = counting.get_or_insert_with(|| Counting {
+            scan: self.scan(),
+            posted: 0,
+        });
+        let ring = scan.ring;
+        let end = self.ring(ring).map_or(0, |ring| {
+            ring.head().max(scan.pos).saturating_add(steps.into())
+        });
 
-        while count < limit {
+        loop {
+            let count = others.saturating_add(*posted);
+
+            if count >= limit {
+                return Some(limit);
+            }
             // A slot that is taken out of order would be free before its turn.
-            match self.find_posted(&mut scan, u32::MAX, Cancelled::Leave) {
-                Some(_) => count = count.wrapping_add(1),
-                None => break,
+            match self.find_posted(scan, steps, Cancelled::Leave) {
+                Some(_) => *posted = posted.wrapping_add(1),
+                None if self.at_end(scan) => return Some(count),
+                None => return None,
+            }
+            if scan.ring != ring || scan.pos >= end {
+                return None;
             }
         }
-        count
+    }
+
+    /// Takes the table of registrations away, if there are none and will not be any.
+    pub(crate) fn take_table(&mut self) -> Option<Table<P::Chunk>> {
+        if self.live != 0 || !self.ended.is_empty() {
+            return None;
+        }
+        self.free = List::new();
+        self.used = 0;
+        Some(mem::replace(&mut self.table, Table::new()))
     }
 }

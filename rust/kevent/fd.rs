@@ -339,7 +339,7 @@ pub(crate) fn end(watch: &Arc<Watch>) {
     loop {
         let queue = source.home.queue();
 
-        if queue.take_home(&key, &source.home).is_some() {
+        if queue.take_home(&key, &source.home) {
             return finish(watch.clone());
         }
         // Unless it was moved, somebody else has ended it, or whoever moves it will.

@@ -209,6 +209,12 @@ ktime_t kevent_time_to_host(clockid_t clock, ktime_t time)
 	return timens_ktime_to_host(clock, time);
 }
 
+/* The shortest interval that a timer can have, in nanoseconds */
+ktime_t kevent_timer_resolution(void)
+{
+	return hrtimer_resolution;
+}
+
 /* How far CLOCK_REALTIME is ahead of CLOCK_MONOTONIC */
 ktime_t kevent_realtime_offset(void)
 {

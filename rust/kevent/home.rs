@@ -27,7 +27,8 @@
 use crate::{
     events::Update,
     queue::Queue,
-    source::Source, //
+    source::Source,
+    table::NONE, //
 };
 use core::ptr;
 use kernel::{
@@ -99,7 +100,8 @@ impl Home {
         // INVARIANT: The reference is ours.
         Self {
             queue: Atomic::new(Arc::into_raw(queue)),
-            at: Atomic::new(u32::MAX.into()),
+            // Nowhere yet.
+            at: Atomic::new(NONE.into()),
             strays: Atomic::new(0),
         }
     }

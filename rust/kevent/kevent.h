@@ -62,6 +62,7 @@ bool kevent_charge_user(struct user_struct *user);
 void kevent_uncharge_user(struct user_struct *user);
 bool kevent_node_has_memory(unsigned int node);
 ktime_t kevent_time_to_host(clockid_t clock, ktime_t time);
+ktime_t kevent_timer_resolution(void);
 ktime_t kevent_realtime_offset(void);
 u32 kevent_hash(u64 ident, u32 tag, u32 source);
 bool kevent_get_change(struct ukevent *to, const struct ukevent __user *from);

@@ -2,8 +2,8 @@
 
 //! The memory of a ring: its header and its slots, mapped into the kernel and into programs.
 //!
-//! Programs can write the slots at any time, so there are no Rust references to them: each access
-//! is one atomic operation on one word.
+//! Programs can write the slots at any time, so there are no Rust references to them but those to
+//! atomics: each access is one atomic operation on one word.
 
 use crate::{
     abi::{

@@ -7,9 +7,11 @@
 //! From the outermost to the innermost:
 //!
 //! 1. `Queue::ctl`, a mutex: one change at a time, but for triggers and `KEVENT_OP_WAKE`, which do
-//!    without.  Held across `->poll` of the files, so nothing that a file does may take it; in
-//!    particular the release of a file does not.  A registration that is moved comes to the other
-//!    queue without the mutex of that.
+//!    without.  A name that is looked up twice under it can be there once only, or stand for
+//!    another registration: one that has ended is removed without it, and one that is moved here
+//!    comes without it.  Held across `->poll` of the files, so nothing that a file does may take
+//!    it; in particular the release of a file does not.  A registration that is moved comes to the
+//!    other queue without the mutex of that.
 //! 2. The mutex of a timer; see [`crate::timer`].
 //! 3. Locks of the files: the wait queues' locks are held when [`Queue::post`] is called.
 //! 4. `Queue::inner`, a spinlock with interrupts disabled: the rings, the registrations and the
@@ -116,7 +118,8 @@ use kernel::{
     uapi, //
 };
 
-/// How many slots are looked at, or filled, without releasing the lock.
+/// How many slots are looked at, or filled, for one event, or without one, before the lock is
+/// released.
 pub(crate) const STEPS: u32 = 256;
 
 /// The file operations of queues.
@@ -491,19 +494,20 @@ impl Queue {
 
                 match f(&mut inner)? {
                     Ok(result) => return Ok(result),
-                    Err(Refused::NoRoom) if inner.events.next_chunk() > 0 => {
-                        inner.events.next_chunk()
-                    }
-                    Err(refused) if settled => return Err(refused.into()),
-                    Err(_) => 0,
+                    Err(refused) => match (refused, inner.events.next_chunk()) {
+                        (Refused::NoRoom, Some(len)) => Some(len),
+                        _ if settled => return Err(refused.into()),
+                        _ => None,
+                    },
                 }
             };
 
-            if len > 0 {
-                self.make_room(len)?;
-            } else {
-                settled = true;
-                self.settle_all();
+            match len {
+                Some(len) => self.make_room(len)?,
+                None => {
+                    settled = true;
+                    self.settle_all();
+                }
             }
         }
     }
@@ -729,11 +733,18 @@ impl Queue {
         Some(taken)
     }
 
-    /// Takes a registration from the table that has not ended.  May sleep.
+    /// Takes a registration from the table that has not ended, if `is_meant` says so of its
+    /// source.  May sleep.
     ///
     /// Its file, if it is of one, must be referenced by the caller.
-    pub(crate) fn take(&self, key: &Key) -> Option<(Terms, Source, Pending)> {
-        let (terms, source, pending) = self.take_if(key, |inner, id| inner.events.is_live(id))?;
+    pub(crate) fn take(
+        &self,
+        key: &Key,
+        is_meant: impl FnOnce(&Source) -> bool,
+    ) -> Option<(Terms, Source, Pending)> {
+        let (terms, source, pending) = self.take_if(key, |inner, id| {
+            inner.events.is_live(id) && inner.events.item(id).is_some_and(is_meant)
+        })?;
 
         match pending {
             Ok(pending) => Some((terms, source, pending)),
@@ -744,13 +755,16 @@ impl Queue {
         }
     }
 
-    /// Takes the registration from the table whose source has this `home`, if it is there.
-    pub(crate) fn take_home(&self, key: &Key, home: &Home) -> Option<Removed<Source>> {
-        self.take_if(key, |inner, id| {
+    /// Takes the registration from the table whose source has this `home`.  Returns whether it was
+    /// there.
+    pub(crate) fn take_home(&self, key: &Key, home: &Home) -> bool {
+        let taken = self.take_if(key, |inner, id| {
             let source = inner.events.item(id);
 
             source.is_some_and(|source| source.is_at(home))
-        })
+        });
+
+        taken.is_some()
     }
 
     /// Removes the one-shot registrations whose event was claimed, as far as that is known.  May
@@ -820,6 +834,32 @@ impl Queue {
         self.retire();
     }
 
+    /// Ends all registrations, of a queue that has no file any more.  May sleep.
+    fn end_all(&self) {
+        let ids = self.inner.lock().events.ids();
+
+        for id in 0..ids {
+            // If there is no reference to be had, the release of the file ends the registration.
+            let pinned = {
+                let inner = self.inner.lock();
+
+                inner.events.item(id).and_then(|source| {
+                    let payload = inner.events.payload(id)?;
+                    let key = source.key(payload);
+
+                    // SAFETY: The registration is in the table, and the lock is held.
+                    Some((key, unsafe { source.pin() }?))
+                })
+            };
+
+            if let Some((key, _file)) = pinned {
+                if let Some((_, source, _)) = self.take_if(&key, |_, found| found == id) {
+                    source.finish();
+                }
+            }
+        }
+    }
+
     //
     // Rings
     //
@@ -862,7 +902,15 @@ impl Queue {
 
     /// Counts the events, no further than `limit`.
     pub(crate) fn count(&self, limit: u32) -> u32 {
-        self.inner.lock().events.count(limit)
+        let mut counting = None;
+
+        loop {
+            let mut inner = self.inner.lock();
+
+            if let Some(count) = inner.events.count(&mut counting, limit, STEPS) {
+                return count;
+            }
+        }
     }
 }
 
@@ -887,28 +935,12 @@ impl FileOperations for Queue {
     type Data = Arc<Self>;
 
     fn release(queue: Arc<Self>) {
-        let ids = queue.inner.lock().events.ids();
+        queue.end_all();
+        // The last reference can be dropped after a grace period, in softirq context, where so much
+        // memory should not be freed.
+        let table = queue.inner.lock().events.take_table();
 
-        for id in 0..ids {
-            // If there is no reference to be had, the release of the file ends the registration.
-            let pinned = {
-                let inner = queue.inner.lock();
-
-                inner.events.item(id).and_then(|source| {
-                    let payload = inner.events.payload(id)?;
-                    let key = source.key(payload);
-
-                    // SAFETY: The registration is in the table, and the lock is held.
-                    Some((key, unsafe { source.pin() }?))
-                })
-            };
-
-            if let Some((key, _file)) = pinned {
-                if let Some((_, source, _)) = queue.take_if(&key, |_, found| found == id) {
-                    source.finish();
-                }
-            }
-        }
+        drop(table);
     }
 
     fn poll(queue: ArcBorrow<'_, Self>, file: &File, table: PollTable<'_>) -> u32 {
@@ -990,6 +1022,10 @@ impl FileOperations for Queue {
                 ..
             } = terms;
 
+            // All of it is asked for again, with a larger buffer.
+            if to.has_overflowed() {
+                return;
+            }
             seq_print!(
                 to,
                 "source:{} ident:{} tag:{} events:{:x} flags:{:x} user_data:{:x} state:{}\n",

@@ -507,6 +507,11 @@ impl<M: SlotMemory, R: DerefMut<Target = [Record]>> Ring<M, R> {
         None
     }
 
+    /// Returns the oldest position that may be unclaimed.
+    pub(crate) fn head(&self) -> u64 {
+        self.head
+    }
+
     /// Returns the next position to post to.
     pub(crate) fn tail(&self) -> u64 {
         self.tail

@@ -67,8 +67,9 @@ impl Key {
 ///
 /// A descriptor is its own: descriptors are small and dense.  A program that picks them so that
 /// they come together gets no more into one place than the square root of their limit: of `n` that
-/// are registered, of `l` at most, neither more than `n` nor than `l / n` are there.  Other names
-/// are up to the program; it cannot guess what becomes of them.
+/// are registered, of `l` at most, neither more than `n` nor than `l / n` are there; times the
+/// number of processes that register descriptors of their own in the same queue.  Other names are
+/// up to the program; it cannot guess what becomes of them.
 fn hash(payload: &Payload) -> u32 {
     match u32::try_from(payload.ident) {
         Ok(fd) if payload.tag == 0 && u32::from(payload.source) == uapi::KEVENT_SOURCE_FD => fd,
@@ -115,6 +116,17 @@ impl Source {
         self.home().is_some_and(|here| ptr::eq(here, home))
     }
 
+    /// Returns whether `other` is of the same registration, if that has a source that can be active
+    /// by itself.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Fd(one), Self::Fd(other)) => Arc::ptr_eq(one, other),
+            (Self::Timer(one), Self::Timer(other)) => Arc::ptr_eq(one, other),
+            (Self::User(_), Self::User(_)) => true,
+            _ => false,
+        }
+    }
+
     /// Returns what says that something of `value` happened.
     pub(crate) fn update(&self, value: u32) -> Update {
         match self {
@@ -159,7 +171,7 @@ impl Source {
     pub(crate) fn finish(self) {
         match self {
             Self::Fd(watch) => fd::finish(watch),
-            Self::Timer(timer) => timer::stop(&timer),
+            Self::Timer(timer) => timer::finish(&timer),
             Self::User(_) => {}
         }
     }

@@ -133,12 +133,11 @@ where
         self.size
     }
 
-    /// Returns how many entries the next chunk has to have.
-    pub(crate) fn next_chunk(&self) -> u32 {
-        match place(self.size) {
-            (chunk, _) if chunk < CHUNKS => self.size.saturating_add(FIRST_CHUNK),
-            _ => 0,
-        }
+    /// Returns how many entries the next chunk has to have; [`None`] if there are all.
+    pub(crate) fn next_chunk(&self) -> Option<u32> {
+        let (chunk, _) = place(self.size);
+
+        (chunk < CHUNKS).then_some(self.size.saturating_add(FIRST_CHUNK))
     }
 
     /// Adds a chunk; gives it back if it is not of the size that is wanted.

@@ -227,7 +227,7 @@ fn named(change: &Ukevent) -> Result<Named> {
 }
 
 /// Returns the key of a registration.
-fn key(source: u32, ident: u64) -> Result<Key> {
+pub(crate) fn key(source: u32, ident: u64) -> Result<Key> {
     Ok(named(&change(uapi::KEVENT_OP_DEL, source, ident))?.key)
 }
 
@@ -374,12 +374,12 @@ mod ring {
         add_user(queue, 1, 0)?;
         trigger(queue, 1, 6)?;
 
-        let (_, _, pending) = queue.take(&key).ok_or(ENOENT)?;
+        let (_, _, pending) = queue.take(&key, |_| true).ok_or(ENOENT)?;
 
         assert_eq!(pending, Pending::Event(6));
         assert_eq!(memory.load_acquire(0), word(0, 1));
         assert_eq!(queue.count(9), 0);
-        assert!(queue.take(&key).is_none());
+        assert!(queue.take(&key, |_| true).is_none());
         assert_eq!(trigger(queue, 1, 1), Err(ENOENT));
         Ok(())
     }
@@ -396,7 +396,7 @@ mod ring {
         assert_eq!(add_user(queue, 3, 0), Err(ENOSPC));
         trigger(queue, 1, 1)?;
         queue
-            .take(&key(uapi::KEVENT_SOURCE_USER, 1)?)
+            .take(&key(uapi::KEVENT_SOURCE_USER, 1)?, |_| true)
             .ok_or(ENOENT)?;
         // What was cancelled is still in the slot.
         assert_eq!(add_user(queue, 3, 0), Err(ENOSPC));
@@ -533,7 +533,8 @@ fn move_by_hand(
 
     f(Step::Reserved, home);
 
-    let Some((terms, source, pending)) = from.take(key) else {
+    let same = |found: &Source| found.is_same(&source);
+    let Some((terms, source, pending)) = from.take(key, same) else {
         to.unreserve(id, &terms);
         return Err(ENOENT);
     };
@@ -734,7 +735,7 @@ mod home {
 
         let timer = timer_in(&queue, 1)?;
         let (_, source, _) = queue
-            .take(&key(uapi::KEVENT_SOURCE_TIMER, 1)?)
+            .take(&key(uapi::KEVENT_SOURCE_TIMER, 1)?, |_| true)
             .ok_or(ENOENT)?;
 
         assert!(!timer.handler().home().post(Update::Count(1), 0));
@@ -823,6 +824,29 @@ mod home {
             drop(named);
             assert!(fake.is_released());
         }
+        Ok(())
+    }
+
+    #[test]
+    fn another_one_of_its_name_is_not_taken() -> Result {
+        let (one, two) = (make(1, 0)?, make(1, 0)?);
+        let (from, to) = (of(&one)?, of(&two)?);
+        let key = key(uapi::KEVENT_SOURCE_TIMER, 1)?;
+        let mut added = Err(EAGAIN);
+
+        add_timer(from, 1, 0)?;
+
+        let result = move_by_hand(from, to, &key, |step, _| {
+            if step == Step::Reserved {
+                if let Some((_, source, _)) = from.take(&key, |_| true) {
+                    source.finish();
+                }
+                added = add_timer(from, 1, 0);
+            }
+        });
+
+        assert_eq!((result, added), (Err(ENOENT), Ok(())));
+        assert_eq!((live(&from), live(&to)), (1, 0));
         Ok(())
     }
 

@@ -19,7 +19,10 @@ use crate::{
     events::Update,
     home::Home,
     queue::Queue,
-    source::Source, //
+    source::{
+        Key,
+        Source, //
+    },
 };
 use kernel::{
     bindings,
@@ -53,6 +56,10 @@ use kernel::{
 /// Timers by their address.
 type Tree = RBTree<usize, Arc<Timer>>;
 
+/// The shortest time between two calls for a periodic timer, in nanoseconds: nothing but the
+/// program's interval bounds how often there are softirqs for it otherwise.
+const SHORTEST: i64 = 100_000;
+
 /// The timers that are to be cancelled when the clock is set.
 static CANCELED_ON_SET: SetOnce<Pin<KBox<SpinLock<Tree>>>> = SetOnce::new();
 
@@ -65,6 +72,9 @@ pub(crate) struct TimerSource {
     /// The time from one expiry to the next; zero if it does not expire again.  Changed while the
     /// timer is not started.
     interval: Atomic<i64>,
+    /// Whether it has expired since it was started.  Used by the callback, and while the timer is
+    /// not started.
+    expired: Atomic<bool>,
     /// How far the realtime clock was ahead of the monotonic one when the timer was started.
     /// Used with the mutex of the timer held.
     offset: Atomic<i64>,
@@ -78,7 +88,7 @@ pub(crate) struct TimerSource {
 impl TimerHandler for TimerSource {
     fn expired(&self, timer: &mut Expired<'_>) -> Next {
         let (times, next) = match self.interval.load(Relaxed) {
-            interval @ 1.. => (timer.forward(interval), Next::Again),
+            interval @ 1.. => (self.again(timer, interval), Next::Again),
             _ => (1, Next::Stop),
         };
         // CAST: The bound is.
@@ -86,6 +96,25 @@ impl TimerHandler for TimerSource {
 
         self.home.post(Update::Count(times), 0);
         next
+    }
+}
+
+impl TimerSource {
+    /// Sets the next expiry of a periodic timer.  Returns how often it has expired since the last.
+    ///
+    /// Of intervals that are shorter than [`SHORTEST`] several pass from one call to the next.
+    fn again(&self, timer: &mut Expired<'_>, interval: i64) -> u64 {
+        let more = SHORTEST.wrapping_sub(1).checked_div(interval).unwrap_or(0);
+        let together = more.wrapping_add(1);
+        let calls = timer.forward(interval.saturating_mul(together));
+        let times = calls.saturating_mul(together.unsigned_abs());
+
+        if self.expired.load(Relaxed) {
+            return times;
+        }
+        self.expired.store(true, Relaxed);
+        // When it expired first, none of the others had passed.
+        times.saturating_sub(more.unsigned_abs())
     }
 }
 
@@ -112,18 +141,22 @@ impl Setting {
         let clock = Clock::from_id(flags & uapi::KEVENT_TIMER_CLOCK).ok_or(EINVAL)?;
         let time = time_of(change.0.data);
         // SAFETY: It only computes.
-        let at = Expires::At(unsafe { bindings::kevent_time_to_host(clock.id(), time) });
+        let at = || Expires::At(unsafe { bindings::kevent_time_to_host(clock.id(), time) });
         let (expires, cancel_on_set) = match (flags & !uapi::KEVENT_TIMER_CLOCK, clock) {
             (0, _) => (Expires::In(time), false),
-            (ABS, _) => (at, false),
-            (flags, Clock::Realtime) if flags == ABS | CANCEL => (at, true),
+            (ABS, _) => (at(), false),
+            (flags, Clock::Realtime) if flags == ABS | CANCEL => (at(), true),
             _ => return Err(EINVAL),
         };
 
         Ok(Self {
             clock,
             expires,
-            interval: time_of(change.0.interval),
+            interval: match change.0.interval {
+                0 => 0,
+                // SAFETY: It only tells a number.
+                ns => time_of(ns).max(unsafe { bindings::kevent_timer_resolution() }),
+            },
             cancel_on_set,
         })
     }
@@ -163,20 +196,30 @@ impl TimerSource {
 }
 
 /// Cancels the timer until it is started.  May sleep.
-pub(crate) fn stop(timer: &Timer) {
-    timer.control().cancel();
+fn stop(timer: &Timer) {
+    let mut control = timer.control();
+
+    control.cancel();
+    forget(timer);
+}
+
+/// Cancels the timer of a registration that was taken from its queue, for good.  May sleep.
+pub(crate) fn finish(timer: &Timer) {
+    let mut control = timer.control();
+
+    control.shut_down();
     forget(timer);
 }
 
 /// What it takes to start a timer again that was cancelled because the clock was set.
-pub(crate) struct Restart {
+struct Restart {
     setting: Setting,
     room: Room,
 }
 
 impl Restart {
     /// Allocates it, if the timer was cancelled.  May sleep.
-    pub(crate) fn new(timer: &Timer) -> Result<Option<Self>> {
+    fn new(timer: &Timer) -> Result<Option<Self>> {
         let source = timer.handler();
         let setting = {
             let _control = timer.control();
@@ -199,7 +242,7 @@ impl Restart {
     /// Starts the timer.
     ///
     /// Must be called with the queue's mutex held since this was made.  May sleep.
-    pub(crate) fn start(self, timer: &Arc<Timer>) {
+    fn start(self, timer: &Arc<Timer>) {
         start(timer, &self.setting, self.room);
     }
 }
@@ -215,23 +258,29 @@ fn prepare(setting: &Setting) -> Result<Room> {
     }
 }
 
-/// Starts a timer that is new, or stopped, or that was cancelled because the clock was set.
+/// Starts a timer that is new, or stopped, or that was cancelled because the clock was set, unless
+/// its registration has ended meanwhile.
 ///
 /// Must be called with the queue's mutex held.  May sleep.
 fn start(timer: &Arc<Timer>, setting: &Setting, room: Room) {
     let mut control = timer.control();
     let source = timer.handler();
 
-    source.interval.store(setting.interval, Relaxed);
-    source.offset.store(realtime_offset(), Relaxed);
-    source.cancelled.store(false, Relaxed);
-    if let Expires::At(at) = setting.expires {
-        source.at.store(at, Relaxed);
+    if control.is_shut_down() {
+        return;
     }
     if let (Some(room), Some(table)) = (room, CANCELED_ON_SET.as_ref()) {
         table
             .lock()
             .insert(room.into_node(address(timer), timer.clone()));
+    }
+    // Whoever sets the clock after this finds the timer in the table.
+    source.offset.store(realtime_offset(), Relaxed);
+    source.interval.store(setting.interval, Relaxed);
+    source.expired.store(false, Relaxed);
+    source.cancelled.store(false, Relaxed);
+    if let Expires::At(at) = setting.expires {
+        source.at.store(at, Relaxed);
     }
     control.start(setting.clock, setting.expires);
 }
@@ -297,6 +346,7 @@ pub(crate) fn add(
         DynTimer::new(TimerSource {
             home: Home::new(queue.into()),
             interval: Atomic::new(0),
+            expired: Atomic::new(false),
             offset: Atomic::new(0),
             at: Atomic::new(0),
             cancelled: Atomic::new(false),
@@ -329,7 +379,90 @@ pub(crate) fn modify(
 
     // So that no expiry of before counts for what it is from now on.
     stop(&timer);
-    queue.modify(&named.key, terms, *enabled, None, |_| Ok(()))?;
+    queue.modify(&named.key, terms, *enabled, None, |source| match source {
+        Source::Timer(found) if Arc::ptr_eq(found, &timer) => Ok(()),
+        // It has ended, and then another one of its name was moved here.
+        _ => Err(ENOENT),
+    })?;
     start(&timer, setting, room);
     Ok(())
+}
+
+/// Makes a timer report again, and starts it if it was cancelled because the clock was set.  May
+/// sleep.
+///
+/// # Errors
+///
+/// `ENOENT`: not registered.  `ENOMEM`.
+pub(crate) fn enable(queue: &Queue, key: &Key) -> Result {
+    loop {
+        let (_, Source::Timer(timer)) = queue.look_up(key)? else {
+            return Err(EINVAL);
+        };
+        // Before anything is changed.
+        let restart = Restart::new(&timer)?;
+
+        match queue.enable(key)? {
+            (_, Source::Timer(enabled)) if Arc::ptr_eq(&enabled, &timer) => {
+                if let Some(restart) = restart {
+                    restart.start(&timer);
+                }
+                return Ok(());
+            }
+            // It has ended, and then another one of its name was moved here.
+            _ => {}
+        }
+    }
+}
+
+#[cfg(CONFIG_KEVENT_KUNIT_TEST)]
+#[kunit_tests(kevent_timer)]
+mod tests {
+    use super::*;
+    use crate::tests::{
+        add_timer,
+        key,
+        make,
+        of,
+        timer_in, //
+    };
+
+    #[test]
+    fn of_a_registration_that_has_ended_is_not_started() -> Result {
+        let file = make(4, 0)?;
+        let queue = of(&file)?;
+        let key = key(uapi::KEVENT_SOURCE_TIMER, 7)?;
+        let setting = Setting {
+            clock: Clock::Realtime,
+            expires: Expires::At(i64::MAX),
+            interval: 0,
+            cancel_on_set: true,
+        };
+
+        for ends in [false, true] {
+            add_timer(queue, 7, 0)?;
+
+            // As a change does; what another thread can do meanwhile is between these.
+            let timer = timer_in(&queue, 7)?;
+            let room = prepare(&setting)?;
+
+            stop(&timer);
+            if ends {
+                let (_, source, _) = queue.take(&key, |_| true).ok_or(ENOENT)?;
+
+                source.finish();
+            }
+            start(&timer, &setting, room);
+
+            let table = CANCELED_ON_SET.as_ref().ok_or(ENOENT)?;
+            let is_in_table = table.lock().get(&address(&timer)).is_some();
+
+            assert_eq!(is_in_table, !ends);
+            assert_eq!(timer.control().cancel(), !ends);
+            if let Some((_, source, _)) = queue.take(&key, |_| true) {
+                source.finish();
+            }
+        }
+        Ok(())
+    }
 }

@@ -26,7 +26,7 @@
 //! A pairs with B: who finds null also finds the entry off its queue, and the callback touches the
 //! entry no more.  Who finds the queue is in an RCU read-side critical section that the provider
 //! waits for.  A callback that has stored null can still be on its way out of the wake-up, with
-//! interrupts disabled, hence the entry must outlive the disarming by a grace period.
+//! the queue's lock held, hence the entry must outlive the disarming by a grace period.
 //!
 //! [`PollTable`]: crate::sync::poll::PollTable
 
@@ -280,7 +280,7 @@ impl<H: PollHandler> Entry<H> {
         unsafe { bindings::list_del_init(&raw mut (*this.wait.get()).entry) };
         // (A) in the module's documentation.
         //
-        // The entry is alive: it is freed after a grace period, and interrupts are disabled.
+        // The entry is alive: it is freed after a grace period, and the lock is a spinlock.
         this.queue.store(ptr::null_mut(), Release);
     }
 

@@ -116,6 +116,15 @@ impl Expired<'_> {
     }
 }
 
+/// Whether a timer can be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// It can be started.
+    Open,
+    /// Not any more.
+    ShutDown,
+}
+
 /// A timer.
 ///
 /// # Examples
@@ -167,7 +176,7 @@ pub struct DynTimer<H: TimerHandler> {
     #[pin]
     timer: Opaque<bindings::hrtimer>,
     #[pin]
-    control: Mutex<()>,
+    control: Mutex<Use>,
     handler: H,
 }
 
@@ -185,7 +194,7 @@ impl<H: TimerHandler> DynTimer<H> {
                 // SAFETY: It is the memory of a timer.
                 unsafe { Self::setup(timer, Clock::Monotonic, RELATIVE) }
             }),
-            control <- new_mutex!((), "DynTimer::control"),
+            control <- new_mutex!(Use::Open, "DynTimer::control"),
             handler,
         })
     }
@@ -210,7 +219,7 @@ impl<H: TimerHandler> DynTimer<H> {
     pub fn control(&self) -> Control<'_, H> {
         Control {
             timer: self,
-            _guard: self.control.lock(),
+            usage: self.control.lock(),
         }
     }
 
@@ -246,14 +255,18 @@ impl<H: TimerHandler> PinnedDrop for DynTimer<H> {
 /// The right to start and to cancel a timer.
 pub struct Control<'a, H: TimerHandler> {
     timer: &'a DynTimer<H>,
-    _guard: MutexGuard<'a, ()>,
+    usage: MutexGuard<'a, Use>,
 }
 
 impl<H: TimerHandler> Control<'_, H> {
-    /// Starts the timer anew.
+    /// Starts the timer anew, unless it was shut down.
     ///
     /// A time from now does not change when the clock is set.
     pub fn start(&mut self, clock: Clock, expires: Expires) {
+        if self.is_shut_down() {
+            return;
+        }
+
         let timer = self.timer.timer.get();
         let (clock, mode, time) = match (clock, expires) {
             (clock, Expires::At(time)) => (clock, ABSOLUTE, time),
@@ -277,6 +290,17 @@ impl<H: TimerHandler> Control<'_, H> {
         // SAFETY: The timer is initialised.  Its handler takes no locks that the caller holds, as
         // those who hold a mutex hold no lock of softirq context.
         unsafe { bindings::hrtimer_cancel(self.timer.timer.get()) != 0 }
+    }
+
+    /// Cancels the timer for good: it cannot be started any more.
+    pub fn shut_down(&mut self) {
+        *self.usage = Use::ShutDown;
+        self.cancel();
+    }
+
+    /// Returns whether it was shut down.
+    pub fn is_shut_down(&self) -> bool {
+        *self.usage == Use::ShutDown
     }
 }
 
@@ -593,6 +617,27 @@ mod tests {
         fsleep(Delta::from_millis(200));
         assert_eq!(traces.calls.load(Acquire), 1);
         assert!(timer.control().cancel());
+        Ok(())
+    }
+
+    #[test]
+    fn a_timer_that_was_shut_down_is_not_started() -> Result {
+        let (timer, traces) = timer(u32::MAX, 0)?;
+
+        timer
+            .control()
+            .start(Clock::Monotonic, Expires::In(MILLISECOND));
+        assert!(returned(&traces, 1));
+        assert!(!timer.control().is_shut_down());
+        timer.control().shut_down();
+
+        let calls = traces.calls.load(Acquire);
+
+        timer.control().start(Clock::Monotonic, Expires::In(0));
+        fsleep(Delta::from_millis(20));
+        assert_eq!(traces.calls.load(Acquire), calls);
+        assert!(timer.control().is_shut_down());
+        assert!(!timer.control().cancel());
         Ok(())
     }
 

@@ -319,7 +319,7 @@ impl Kernel {
 
     fn make_room(&self) {
         self.locked(|queue| {
-            let chunk = (0..queue.next_chunk())
+            let chunk = (0..queue.next_chunk().unwrap())
                 .map(|_| Linked::new(Entry::FREE))
                 .collect();
             assert!(queue.add_chunk(chunk).is_ok());
@@ -444,7 +444,13 @@ impl Kernel {
 
     /// How many events there are, counting no further than `limit`.
     pub(crate) fn count(&self, limit: u32) -> u32 {
-        self.locked(|queue| queue.count(limit))
+        let mut counting = None;
+        loop {
+            let count = self.locked(|queue| queue.count(&mut counting, limit, self.plan.steps));
+            if let Some(count) = count {
+                return count;
+            }
+        }
     }
 
     /// The next event, unclaimed.
@@ -497,10 +503,8 @@ impl Backend for Arc<Kernel> {
     ) -> io::Result<usize> {
         let steps = self.plan.steps;
         if events.is_empty() {
-            return Ok(self.locked(|queue| {
-                queue.flush(steps);
-                queue.count(min as u32)
-            }) as usize);
+            self.locked(|queue| queue.flush(steps));
+            return Ok(self.count(min as u32) as usize);
         }
         let mut count = 0;
         let mut looks = 0;

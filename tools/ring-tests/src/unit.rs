@@ -138,6 +138,44 @@ fn the_kernel_collects_in_order_and_up_to_the_limit() {
 }
 
 #[test]
+fn a_count_goes_on_where_it_was_left() {
+    let kernel = Kernel::new(64);
+    for name in 0..60 {
+        let id = kernel.add(name).unwrap();
+        kernel.post(id, 1);
+        if name % 10 != 9 {
+            kernel.remove(id);
+        }
+    }
+    let mut counting = None;
+    let mut count = |limit| kernel.locked(|queue| queue.count(&mut counting, limit, 16));
+    // Cancelled ones are looked at, too, and not counted.
+    assert_eq!([count(9), count(9), count(9)], [None; 3]);
+    assert_eq!(count(9), Some(6));
+    // What was claimed meanwhile can be counted, and what is new is.
+    kernel.collect(3);
+    let id = kernel.add(60).unwrap();
+    kernel.post(id, 1);
+    let mut count = |limit| kernel.locked(|queue| queue.count(&mut counting, limit, 16));
+    assert_eq!(count(7), Some(7));
+    assert_eq!(kernel.count(9), 4);
+}
+
+#[test]
+fn the_table_is_given_away_when_it_is_empty() {
+    let kernel = Kernel::new(4);
+    let first = kernel.add(1).unwrap();
+    let second = kernel.locked(|queue| queue.reserve(Trigger::Edge)).unwrap();
+    assert!(kernel.locked(|queue| queue.take_table()).is_none());
+    kernel.remove(first);
+    assert!(kernel.locked(|queue| queue.take_table()).is_none());
+    kernel.locked(|queue| queue.unreserve(second, Trigger::Edge));
+    assert!(kernel.locked(|queue| queue.take_table()).is_some());
+    assert_eq!(kernel.locked(|queue| queue.ids()), 0);
+    assert!(kernel.add(1).is_ok());
+}
+
+#[test]
 fn an_event_waits_behind_a_slot_that_nobody_claims() {
     let kernel = Kernel::new(2);
     let mut consumer = kernel.consumer(8);

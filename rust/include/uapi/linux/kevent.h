@@ -200,7 +200,8 @@ struct kevent_slot {
  * A timer.  @ident is any number, @data when it expires first and @interval the
  * time from one expiry to the next, zero for none, in nanoseconds; @fflags
  * KEVENT_TIMER_* and a clock; @events is zero.  The value counts the expiries
- * since the last event was claimed; it stops at KEVENT_COUNT_MAX.
+ * since the last event was claimed; it stops at KEVENT_COUNT_MAX.  Intervals of
+ * less than 100 microseconds are counted several at a time.
  *
  * Times after the year 2262 are as good as that: the timer never expires.
  */
