@@ -238,6 +238,20 @@ impl<T> Entry<T> {
         true
     }
 
+    /// Changes the terms of a registration that has nothing to report.
+    #[inline]
+    fn set(&mut self, terms: &Terms, enabled: bool) {
+        self.state = if enabled {
+            State::Idle
+        } else {
+            State::Disabled { held: 0 }
+        };
+        self.posts = self.posts.wrapping_add(1);
+        if let Some((old, _)) = &mut self.registration {
+            *old = *terms;
+        }
+    }
+
     /// Says that this, which has the id `id`, was found ready, and is so since `ticket` from now
     /// on.
     #[inline]
@@ -698,9 +712,12 @@ impl<P: Parts> Events<P> {
     /// Makes the entry `id`, which must be in no list, free.
     fn free(&mut self, id: u32) -> Option<(Terms, P::Item)> {
         self.table.forget(id);
-        self.set_state(id, State::Free);
         self.table.push(&mut self.free, id);
-        self.entry(id)?.registration.take()
+
+        let entry = self.entry(id)?;
+
+        entry.state = State::Free;
+        entry.registration.take()
     }
 
     /// Registers `item` where an id was reserved for it, but not named yet, so that
@@ -769,23 +786,18 @@ impl<P: Parts> Events<P> {
         terms: &Terms,
         enabled: bool,
     ) -> Result<Pending, Refused> {
-        let entry = self.table.get(id).ok_or(Refused::Ended)?;
+        let entry = self.table.get_mut(id).ok_or(Refused::Ended)?;
         let old = entry.terms().ok_or(Refused::Ended)?.trigger;
-        let pending = match entry.state {
-            State::Idle if old == terms.trigger => Pending::Nothing,
-            _ => self.withdraw_for(id, old, terms.trigger)?,
-        };
+
+        if entry.state == State::Idle && old == terms.trigger {
+            entry.set(terms, enabled);
+            return Ok(Pending::Nothing);
+        }
+
+        let pending = self.withdraw_for(id, old, terms.trigger)?;
 
         if let Some(entry) = self.entry(id) {
-            entry.state = if enabled {
-                State::Idle
-            } else {
-                State::Disabled { held: 0 }
-            };
-            entry.posts = entry.posts.wrapping_add(1);
-            if let Some((old, _)) = &mut entry.registration {
-                *old = *terms;
-            }
+            entry.set(terms, enabled);
         }
         Ok(pending)
     }
@@ -824,8 +836,7 @@ impl<P: Parts> Events<P> {
 
     /// Makes the registration `id` report again, if it does not, and returns what was held.
     pub(crate) fn enable(&mut self, id: u32) -> Result<u32, Refused> {
-        self.settle(id);
-        match self.state(id) {
+        match self.settled(id) {
             State::Disabled { held } => {
                 self.set_state(id, State::Idle);
                 Ok(held)
@@ -873,14 +884,14 @@ impl<P: Parts> Events<P> {
 
     /// Returns whether there is a registration `id` that has not ended.
     pub(crate) fn is_live(&mut self, id: u32) -> bool {
-        self.settle(id);
-        !matches!(self.state(id), State::Free | State::Reserved | State::Ended)
+        let state = self.settled(id);
+
+        !matches!(state, State::Free | State::Reserved | State::Ended)
     }
 
     /// Returns whether there is a registration `id` that has ended.
     pub(crate) fn has_ended(&mut self, id: u32) -> bool {
-        self.settle(id);
-        self.state(id) == State::Ended
+        self.settled(id) == State::Ended
     }
 
     /// Takes back the event of the registration `id`, which becomes idle, or stays disabled.
@@ -888,15 +899,18 @@ impl<P: Parts> Events<P> {
     /// Refused if it has ended, which it can have this very moment: programs claim without the
     /// queue's lock.
     fn withdraw(&mut self, id: u32) -> Result<Pending, Refused> {
-        if let State::Posted { ring, slot } = self.state(id) {
+        let mut state = self.state(id);
+
+        if let State::Posted { ring, slot } = state {
             if let Some(value) = self.ring(ring).and_then(|ring| ring.cancel(slot, id)) {
                 self.leave_shots(id);
                 self.set_state(id, State::Idle);
                 return Ok(Pending::Event(value));
             }
             self.collected(id);
+            state = self.state(id);
         }
-        match self.state(id) {
+        match state {
             State::Free | State::Reserved | State::Idle | State::Posted { .. } => {
                 Ok(Pending::Nothing)
             }
@@ -951,8 +965,18 @@ impl<P: Parts> Events<P> {
     /// Finds out whether the event of the registration `id` was claimed.
     #[inline]
     pub(crate) fn settle(&mut self, id: u32) {
-        if let State::Posted { ring, slot } = self.state(id) {
-            self.settle_posted(id, ring, slot);
+        self.settled(id);
+    }
+
+    /// As [`Events::settle`]; returns the state.
+    #[inline]
+    fn settled(&mut self, id: u32) -> State {
+        match self.state(id) {
+            State::Posted { ring, slot } => {
+                self.settle_posted(id, ring, slot);
+                self.state(id)
+            }
+            state => state,
         }
     }
 

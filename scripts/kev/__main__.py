@@ -4,7 +4,7 @@
 import argparse
 import sys
 
-from kev import arch, bench, boot, build, config, demo, each, series, test, ui
+from kev import arch, bench, boot, build, config, demo, each, series, test, ui, where
 
 EPILOG = f"""\
 Everything is kept in one folder: {config.CACHE} (set KEVENT_CACHE to move it).
@@ -83,7 +83,11 @@ def main_bench(arguments):
                         "and without the series (builds three more)")
     p.add_argument("--native", action="store_true",
                    help="instead: the ring beside others, with threads on this machine's CPUs")
-    return bench.command(p.parse_args(arguments))
+    p.add_argument("--where", action="store_true",
+                   help="instead: which functions, and which instructions, an event and a change "
+                        "consist of")
+    args = p.parse_args(arguments)
+    return where.command(args) if args.where else bench.command(args)
 
 
 def main_shell(arguments):

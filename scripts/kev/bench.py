@@ -123,22 +123,27 @@ def measure(kernel, idle):
     """All rows: of the program, and of the plugin."""
     rows = run(kernel, ["--idle", idle], idle=idle)
     if library := plugin():
-        log = Path(f"{library}.log")
-        log.unlink(missing_ok=True)
-        marked = run(kernel, ["--reps", 20, "marks"], "bench-marks", plugin=library)
-        rows += plugin_rows(marked, boot.read(log))
+        rows += plugin_rows(*marked(kernel, library, "marks"))
     return rows
 
 
-def plugin_rows(marked, log):
+def marked(kernel, library, group):
+    """The rows that the program announced, and what the plugin printed."""
+    log = Path(f"{library}.log")
+    log.unlink(missing_ok=True)
+    rows = run(kernel, ["--reps", 20, group], f"bench-{group}", plugin=library)
+    return rows, boot.read(log)
+
+
+def plugin_rows(announced, log):
     """Rows of what the plugin printed, in the order in which the program announced it."""
     found = [(m.group(1), {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", m.group(2))})
              for m in re.finditer(r"^kevent-marks (\w+) (.*)$", log, re.M)]
-    if len(found) != 2 * len(marked) or not found:
+    if len(found) != 2 * len(announced) or not found:
         raise ui.Failure("the plugin did not count what the program announced",
-                         f"{len(found)} lines for {len(marked)} rows", f"look at {log}")
+                         f"{len(found)} lines for {len(announced)} rows")
     rows = []
-    for at, row in enumerate(marked):
+    for at, row in enumerate(announced):
         batch = int(row["name"].split(".")[1])
         for side, counts in found[2 * at:2 * at + 2]:
             for what, value in counts.items():

@@ -6,7 +6,7 @@
  *
  * Runs as root in a guest with one CPU under QEMU's -icount shift=0; scripts/bench
  * does that.  The groups of rows are at the end of this file; without any, all but
- * "marks" are measured.  Prints one JSON object a row: name, peer, unit, and min, median,
+ * "marks" and "where" are measured.  Prints one JSON object a row: name, peer, unit, and min, median,
  * mode and hits, how many of the repetitions gave the mode.  What was measured in
  * a batch, and what was subtracted from it, is given per event, so it need not be
  * an integer.
@@ -998,6 +998,44 @@ static void group_marks(void)
 	}
 }
 
+/* As marked(), of changes: the producer makes them, the consumer takes them back. */
+static void marked_changes(const struct peer *peer, const char *name,
+			   void (*make)(unsigned int first, unsigned int n), bool there,
+			   unsigned int n)
+{
+	printf("{\"name\": \"%s.%u\", \"peer\": \"%s\"}\n", name, n, peer->name);
+	fflush(stdout);
+	if (!there)
+		peer->del(0, n);
+	MARK_ROW;
+	for (unsigned int rep = 0; rep < reps + WARM_UP; rep++) {
+		MARK_WRITE;
+		make(0, n);
+		MARK_COLLECT;
+		if (!there)
+			peer->del(0, n);
+		MARK_END;
+	}
+	if (!there)
+		peer->add(0, n);
+}
+
+static void group_where(void)
+{
+	static const struct peer *const those[] = { &kevent_ring, &epoll_edge };
+
+	make_sources(EVENTFD, 64);
+	marked(NULL, 64);
+	close_sources();
+	for (unsigned int i = 0; i < ARRAY_SIZE(those); i++) {
+		must(begin(those[i], EVENTFD, 64), "begin", i);
+		marked(those[i], 64);
+		marked_changes(those[i], "change", those[i]->add, false, 64);
+		marked_changes(those[i], "modify", those[i]->modify, true, 64);
+		end(those[i]);
+	}
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
@@ -1015,6 +1053,7 @@ static const struct {
 	{ "loop", group_loop },
 	{ "idle", group_idle },
 	{ "marks", group_marks, .asked_for = true },
+	{ "where", group_where, .asked_for = true },
 };
 
 /* So many files as there can be sources, and as many registrations of each peer. */

@@ -9,6 +9,10 @@
  *
  *	kevent-marks WHO insns=N locked=N loads=N stores=N lines=N shared=N
  *
+ * and, for each instruction that was executed there, in this one repetition,
+ *
+ *	kevent-at WHO ADDRESS TIMES
+ *
  * WHO is producer or consumer.  "shared" are lines that one of the two wrote and
  * the other one touched: what would go from one CPU to another.  Lines are counted
  * by their physical address, as the ring is mapped twice.
@@ -49,6 +53,7 @@ void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *insn, mem_cb cb, 
 void qemu_plugin_register_atexit_cb(qemu_plugin_id_t id, exit_cb cb, void *data);
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
 struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
+uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
 const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *insn);
 size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *insn);
 bool qemu_plugin_mem_is_store(qemu_plugin_meminfo_t info);
@@ -74,6 +79,22 @@ static struct line {
 	uint32_t repetition;
 	bool touched[SIDES], wrote[SIDES];
 } lines[LINES];
+
+/* An instruction, once for each time that it was translated; a list of those of a repetition */
+struct site {
+	uint64_t address;
+	struct site *next;
+	uint32_t repetition;
+	uint32_t times[SIDES];
+};
+
+static struct site *sites;
+
+/* Those of the least repetition */
+#define SITES (1 << 16)
+
+static struct site least_sites[SITES];
+static size_t nr_least_sites;
 
 static uint64_t executed;
 static uint32_t repetition;
@@ -111,6 +132,28 @@ static void on_memory(unsigned int vcpu, qemu_plugin_meminfo_t info, uint64_t va
 	*(store ? &current[side].stores : &current[side].loads) += 1;
 }
 
+static void on_insn(unsigned int vcpu, void *data)
+{
+	struct site *site = data;
+
+	if (side < 0)
+		return;
+	if (site->repetition != repetition) {
+		site->repetition = repetition;
+		memset(site->times, 0, sizeof(site->times));
+		site->next = sites;
+		sites = site;
+	}
+	site->times[side]++;
+}
+
+static void keep_sites(void)
+{
+	nr_least_sites = 0;
+	for (struct site *site = sites; site && nr_least_sites < SITES; site = site->next)
+		least_sites[nr_least_sites++] = *site;
+}
+
 static void on_locked(unsigned int vcpu, void *data)
 {
 	if (side >= 0)
@@ -140,6 +183,15 @@ static void print(void)
 			 least[i].locked, least[i].loads, least[i].stores, least[i].lines,
 			 least[i].shared);
 		qemu_plugin_outs(text);
+		for (size_t j = 0; j < nr_least_sites; j++) {
+			const struct site *site = &least_sites[j];
+
+			if (!site->times[i])
+				continue;
+			snprintf(text, sizeof(text), "kevent-at %s %lx %u\n", names[i],
+				 site->address, site->times[i]);
+			qemu_plugin_outs(text);
+		}
 	}
 }
 
@@ -157,9 +209,12 @@ static void end_of_repetition(void)
 	}
 	/* As a whole: the one without a timer tick. */
 	if (!any || current[PRODUCER].insns + current[CONSUMER].insns <
-	    least[PRODUCER].insns + least[CONSUMER].insns)
+	    least[PRODUCER].insns + least[CONSUMER].insns) {
 		memcpy(least, current, sizeof(least));
+		keep_sites();
+	}
 	any = true;
+	sites = NULL;
 	repetition++;
 }
 
@@ -218,7 +273,6 @@ static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 		const uint8_t *code = qemu_plugin_insn_data(insn);
 		size_t size = qemu_plugin_insn_size(insn);
 		uintptr_t mark = mark_of(code, size);
-
 		qemu_plugin_register_vcpu_insn_exec_inline(insn, QEMU_PLUGIN_INLINE_ADD_U64,
 							   &executed, 1);
 		qemu_plugin_register_vcpu_mem_cb(insn, on_memory, QEMU_PLUGIN_CB_NO_REGS,
@@ -226,10 +280,17 @@ static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 		if (is_locked(code, size))
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_locked,
 							       QEMU_PLUGIN_CB_NO_REGS, NULL);
-		if (mark)
+		if (mark) {
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_mark,
 							       QEMU_PLUGIN_CB_NO_REGS,
 							       (void *)mark);
+		} else {
+			struct site *site = calloc(1, sizeof(*site));
+
+			site->address = qemu_plugin_insn_vaddr(insn);
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_insn,
+							       QEMU_PLUGIN_CB_NO_REGS, site);
+		}
 	}
 }
 

@@ -145,6 +145,57 @@ struct More<H: PollHandler> {
 ///
 /// Most files have one wait queue, so there is room for one entry; more are allocated.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     fs::File,
+///     sync::{
+///         atomic::{
+///             Atomic,
+///             Relaxed, //
+///         },
+///         poll_watch::{
+///             mask,
+///             PollHandler,
+///             PollWatch,
+///             Sharing, //
+///         },
+///         Arc, //
+///     }, //
+/// };
+///
+/// struct Counter(Atomic<u32>);
+///
+/// impl PollHandler for Counter {
+///     fn woken(&self, events: u32) -> bool {
+///         if events == 0 || events & mask::IN != 0 {
+///             self.0.fetch_add(1, Relaxed);
+///         }
+///         false
+///     }
+/// }
+///
+/// /// Returns how often `file` may have become readable while `f` was running.
+/// fn count(file: &File, f: impl FnOnce()) -> Result<u32> {
+///     let counter = Counter(Atomic::new(0));
+///     let watch = Arc::pin_init(PollWatch::new(counter, Sharing::All), GFP_KERNEL)?;
+///     let this = watch.clone();
+///
+///     // SAFETY: It is a new watch, and disarmed below.
+///     let armed = unsafe { PollWatch::arm(&watch, file, mask::IN) };
+///
+///     if armed.is_ok() {
+///         f();
+///     }
+///     // SAFETY: The file is valid, and the watch is not disarmed elsewhere.
+///     unsafe { PollWatch::disarm(watch) };
+///     armed?;
+///     Ok(this.handler().0.load(Relaxed))
+/// }
+/// # let _ = |file: &File| count(file, || ());
+/// ```
+///
 /// # Invariants
 ///
 /// `more` is written by [`PollWatch::arm`] alone.
