@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kev import arch, boot, build, config, series, setup, tree, ui
 
-FOLDER = config.CHECKOUT / "tools/bench"
+FOLDER = config.TOOLS / "bench"
 BASELINE = FOLDER / "baseline.json"
 CFLAGS = ["-O2", "-static", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-sign-compare",
           "-Wno-missing-field-initializers", "-D_GNU_SOURCE"]
@@ -31,7 +31,7 @@ NOISY = re.compile(r"(add|modify|delete)\.1$|(write|loop|echo|trigger|timer|othe
 #: Seconds: for all groups of rows; and more for each million of idle sources.
 LIMIT, LIMIT_MILLION = 900, 3600
 #: Tools whose version can change a number.
-TOOLS = ("rustc", "LLVM")
+COMPILERS = ("rustc", "LLVM")
 #: Versions of QEMU that have version 1 of the plugin interface.
 PLUGIN_QEMU = ("4.2", "8.2")
 
@@ -214,7 +214,7 @@ def write_json(path, rows):
 
 def tools():
     """The versions that the numbers depend on."""
-    return {name: version for name, version in setup.toolchain().versions if name in TOOLS}
+    return {name: version for name, version in setup.toolchain().versions if name in COMPILERS}
 
 
 def write_baseline(boots):
@@ -390,15 +390,15 @@ def native():
     installed = setup.toolchain()
     ui.run([installed.rust_tool("cargo"), "build", "--release", "--locked", "-p", "ring-bench"],
            "bench: building ring-bench", config.log("ring-bench-build"),
-           cwd=config.CHECKOUT / "tools", env=installed.cargo_environment())
+           cwd=config.TOOLS, env=installed.cargo_environment())
     ui.say(ui.output([config.CARGO_TARGET / "release/ring-bench"]).rstrip())
 
 
 def command(args):
     """scripts/bench; gives the exit status."""
     if args.baseline and (args.others or args.native or args.idle != IDLE):
-        raise ui.Failure("--baseline goes with nothing else", "scripts/test measures as it does alone",
-                         "scripts/bench --baseline")
+        raise ui.Failure("--baseline goes with nothing else",
+                         "scripts/test measures as it does alone", "scripts/bench --baseline")
     if args.native and args.json:
         raise ui.Failure("--native writes no JSON", "its numbers are of this machine alone",
                          "scripts/bench --native")

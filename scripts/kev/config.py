@@ -7,13 +7,15 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCRIPTS = CHECKOUT / "scripts"
+TOOLS = CHECKOUT / "tools"
 CACHE = Path(os.environ.get("KEVENT_CACHE") or Path.home() / ".cache/kevent").absolute()
 
 with open(SCRIPTS / "versions.toml", "rb") as _f:
     PINS = tomllib.load(_f)
 
 VENV = CACHE / "venv"
-TOOLS = CACHE / "tools"
+#: What was built because no package has it.
+INSTALLED = CACHE / "tools"
 CARGO_TARGET = CACHE / "target"
 
 #: One author and one date for everything that is generated, so that the same

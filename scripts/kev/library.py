@@ -12,9 +12,8 @@ from pathlib import Path
 
 from kev import boot, config, cross, setup, ui
 
-TOOLS = config.CHECKOUT / "tools"
-MAN = TOOLS / "man"
-FLAGS = ["-O2", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{TOOLS}/c",
+MAN = config.TOOLS / "man"
+FLAGS = ["-O2", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{config.TOOLS}/c",
          f"-I{config.CHECKOUT}/rust/include/uapi"]
 #: Seconds for one program in the guest.
 CASE_LIMIT = 120
@@ -77,7 +76,7 @@ def compiled(command, source, program):
 def compile_all(tally, machine, folder):
     """Compile everything that is in C, in each language that it claims to be; gives those."""
     languages = compilers(machine, tally)
-    for source in sorted((TOOLS / "c/examples").glob("*.c")):
+    for source in sorted((config.TOOLS / "c/examples").glob("*.c")):
         problems = []
         for language, command in languages.items():
             problems += compiled([*command, standard(language)], source,
@@ -85,7 +84,7 @@ def compile_all(tally, machine, folder):
         tally.judge(f"{source.name} is {', '.join(languages)}", problems)
     for language, command in languages.items():
         tally.judge(f"the tests of kevq.h compile as {language}", compiled(
-            [*command, standard(language, gnu=True)], TOOLS / "c/tests/guest.c",
+            [*command, standard(language, gnu=True)], config.TOOLS / "c/tests/guest.c",
             folder / f"guest-{language}"))
     if machine.native and "c-32" in languages:
         # There may be no 32-bit headers of C++, which kevq.h does not need.
@@ -97,7 +96,7 @@ def compile_all(tally, machine, folder):
         return []
     command = [*languages["c"], standard("c", gnu=True)]
     tally.judge("what kevent-stat looks at compiles",
-                compiled(command, TOOLS / "stat/tests/known.c", folder / "known"))
+                compiled(command, config.TOOLS / "stat/tests/known.c", folder / "known"))
     for page in pages():
         source = folder / f"{page.name}.c"
         source.write_text(example_of(page.read_text()))
@@ -111,9 +110,9 @@ def rust_programs():
     tools = setup.toolchain()
     ui.run([tools.rust_tool("cargo"), "build", "--release", "--locked", "-p", "kevent",
             "-p", "kevent-stat", "--bins", "--examples"], "library: building tools/",
-           config.log("library-build"), cwd=TOOLS, env=tools.cargo_environment(),
+           config.log("library-build"), cwd=config.TOOLS, env=tools.cargo_environment(),
            counts=r"^\s+Compiling", unit="crates",
-           do=f"cd {TOOLS} && cargo build --release --examples")
+           do=f"cd {config.TOOLS} && cargo build --release --examples")
     return config.CARGO_TARGET / "release"
 
 

@@ -83,7 +83,7 @@ def fetch(top):
 @functools.cache
 def herd7():
     """The command that runs herd7: the system's if it is new enough, else Debian's in the cache."""
-    found, top = shutil.which("herd7"), config.TOOLS / "herd7"
+    found, top = shutil.which("herd7"), config.INSTALLED / "herd7"
     command = [found] if found else None
     if not usable(command):
         command = unpacked(top)

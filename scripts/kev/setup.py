@@ -178,7 +178,7 @@ def find_rust():
 
 
 def find_bindgen():
-    for bindgen in (config.TOOLS / "bin/bindgen", shutil.which("bindgen")):
+    for bindgen in (config.INSTALLED / "bin/bindgen", shutil.which("bindgen")):
         version = bindgen and version_of(bindgen)
         if version and new_enough(version, "bindgen"):
             return Path(bindgen), version
@@ -222,7 +222,7 @@ def toolchain():
         cargo = cargo if cargo.exists() else shutil.which("cargo") or "cargo"
         pin = config.PINS["tools"]["bindgen_cli"]
         ui.run([cargo, "install", "bindgen-cli", "--version", pin, "--locked",
-                "--root", config.TOOLS], f"set-up: building bindgen {pin}",
+                "--root", config.INSTALLED], f"set-up: building bindgen {pin}",
                config.log("bindgen"), counts=r"^\s+Compiling", unit="crates",
                env=config.environment(RUSTC=rustc, LIBCLANG_PATH=libclang),
                do="check that cargo can reach its registry, then run this again")

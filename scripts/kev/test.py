@@ -15,7 +15,6 @@ from pathlib import Path
 from kev import (arch, behaviours, bench, boot, build, config, cross, debug, demo, kunit, library,
                  lint, litmus, series, setup, tree, ui)
 
-TOOLS = config.CHECKOUT / "tools"
 #: Seconds for one cargo test command, for one selftest program in the guest, and
 #: for the demo.
 HOST_LIMIT = 1200
@@ -136,7 +135,7 @@ def step_behaviours(tally, options):
 def cargo_test(tally, title, arguments, **extra):
     tools, log = setup.toolchain(), config.log(title.replace(" ", "-"))
     command = [tools.rust_tool("cargo"), "test", "--locked", *arguments]
-    status = ui.run(command, f"host: {title}", log, cwd=TOOLS, check=False, limit=HOST_LIMIT,
+    status = ui.run(command, f"host: {title}", log, cwd=config.TOOLS, check=False, limit=HOST_LIMIT,
                     env=tools.cargo_environment(**extra), counts=r"^test .*\.\.\. ", unit="tests")
     text = log.read_text(errors="replace")
     results = re.findall(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored",
@@ -149,14 +148,14 @@ def cargo_test(tally, title, arguments, **extra):
     tally.failed += failed
     if (status and not failed) or not passed:
         settings = "".join(f"{name}={shlex.quote(str(value))} " for name, value in extra.items())
-        tally.fails(ui.Failure(title, ui.error_lines(log), f"cd {TOOLS} && {settings}"
+        tally.fails(ui.Failure(title, ui.error_lines(log), f"cd {config.TOOLS} && {settings}"
                                + shlex.join(["cargo", *command[1:]]), log))
 
 
 def step_host(tally, options):
     """cargo tests, the ring under loom, formatting"""
-    if not (TOOLS / "Cargo.toml").exists():
-        raise ui.Failure("there are no host tests", f"{TOOLS}/Cargo.toml is missing",
+    if not (config.TOOLS / "Cargo.toml").exists():
+        raise ui.Failure("there are no host tests", f"{config.TOOLS}/Cargo.toml is missing",
                          "git checkout tools")
     cargo_test(tally, "cargo test", [])
     cargo_test(tally, "loom", ["--release", "-p", "ring-tests"], RUSTFLAGS="--cfg loom",

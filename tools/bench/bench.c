@@ -6,10 +6,10 @@
  *
  * Runs as root in a guest with one CPU under QEMU's -icount shift=0; scripts/bench
  * does that.  The groups of rows are at the end of this file; without any, all but
- * "marks" and "where" are measured.  Prints one JSON object a row: name, peer, unit, and min, median,
- * mode and hits, how many of the repetitions gave the mode.  What was measured in
- * a batch, and what was subtracted from it, is given per event, so it need not be
- * an integer.
+ * "marks" and "where" are measured.  Prints one JSON object a row: name, peer, unit,
+ * and min, median, mode and hits, how many of the repetitions gave the mode.  What
+ * was measured in a batch, and what was subtracted from it, is given per event, so it
+ * need not be an integer.
  *
  * Outliers are the timer tick, RCU and the like, so it is the minimum that is to
  * be compared.
