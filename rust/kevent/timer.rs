@@ -109,7 +109,8 @@ impl TimerSource {
         let calls = timer.forward(interval.saturating_mul(together));
         let times = calls.saturating_mul(together.unsigned_abs());
 
-        if self.expired.load(Relaxed) {
+        // None if the clock was set back.
+        if calls == 0 || self.expired.load(Relaxed) {
             return times;
         }
         self.expired.store(true, Relaxed);
