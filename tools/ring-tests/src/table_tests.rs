@@ -45,9 +45,10 @@ fn chunks_double_the_size_and_move_nothing() {
     let mut sizes = Vec::new();
     let mut first = None;
     for _ in 0..12 {
-        assert_eq!(table.next_chunk().unwrap(), table.size() + 16);
+        let right = table.next_chunk().unwrap();
+        assert_eq!(right, table.size() + 16);
         // Any other size is refused, and given back.
-        for len in [0, 1, table.next_chunk().unwrap() - 1, table.next_chunk().unwrap() + 1] {
+        for len in [0, 1, right - 1, right + 1] {
             let wrong = chunk(&table, len);
             assert_eq!(table.grow(wrong).unwrap_err().len(), len as usize);
         }
