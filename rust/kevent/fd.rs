@@ -109,6 +109,9 @@ const EXCLUSIVE_BITS: u32 = mask::IN | mask::OUT | mask::ERR | mask::HUP;
 /// The watch on the file of a registration.
 pub(crate) type Watch = PollWatch<FdSource>;
 
+// With the count of its references, in a slab of three cache lines.
+static_assert!(size_of::<Watch>() <= 192 - size_of::<usize>());
+
 /// A registration of a file.
 pub(crate) struct FdSource {
     home: Home,

@@ -137,6 +137,9 @@ impl Parts for QueueParts {
     type Item = Source;
 }
 
+// What each registration takes, and up to twice that, as the table doubles.
+static_assert!(size_of::<Linked<Entry<Source>>>() <= 104);
+
 /// What the queue's lock protects.
 pub(crate) struct Inner {
     pub(crate) events: Events<QueueParts>,
