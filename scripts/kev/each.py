@@ -34,13 +34,13 @@ def command(args):
     """Every patch with CONFIG_KEVENT=n and =y; gives the exit status.
 
     One output folder for all, so that a build costs what the patch changed. Before
-    the option exists there is one kernel, without it.
+    the option exists there is one kernel, without it. `args.first` is the patch to begin with.
     """
     machine, base = args.arch, tree.get(args.tree, series.applies)
     commits = series.commits(base.repo, base.commit, series.applied(base))
     source, off = build.other_commits(base)
     rows, failed, start = [], 0, time.monotonic()
-    for number, commit in enumerate(commits, 1):
+    for number, commit in list(enumerate(commits, 1))[args.first - 1:]:
         tree.git(source, "checkout", "-q", "--force", "--detach", commit)
         subject = tree.git(source, "log", "-1", "--format=%s").strip()
         ui.say(f"\npatch {number}/{len(commits)}: {subject}")
@@ -56,5 +56,5 @@ def command(args):
             failed += not well
         rows.append("  ".join([*row, subject]))
     ui.say("\n" + "\n".join(rows))
-    ui.say(f"{len(commits)} patches, {failed} kernels failed, in {ui.duration(time.monotonic() - start)}")
+    ui.say(f"{len(rows)} patches, {failed} kernels failed, in {ui.duration(time.monotonic() - start)}")
     return 1 if failed else 0

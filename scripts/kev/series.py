@@ -396,6 +396,21 @@ def drift(checkout, repo, base, tip):
     return lines
 
 
+def rewritten(repo, base, tip):
+    """One line for each file of which a patch removes lines that an earlier patch added it with."""
+    series, lines, ours = commits(repo, base, tip), [], set()
+    for number, (parent, commit) in enumerate(zip([base] + series, series), 1):
+        changed = git(repo, "diff", "--numstat", "--no-renames", parent, commit)
+        for _, removed, path in (line.split("\t") for line in changed.splitlines()):
+            if path in ours and removed not in ("0", "-"):
+                lines.append(f"patch {number} removes {removed} lines of {path}, which an earlier "
+                             "patch adds; do: edit the commits of the work tree, then "
+                             "scripts/series regen --from-tree")
+        ours |= set(git(repo, "diff", "--name-only", "--no-renames", "--diff-filter=A", parent,
+                        commit).splitlines())
+    return lines
+
+
 def not_identical(checkout, repo, base, tip):
     """One line for each patch that is not, byte for byte, what regen would write."""
     with tempfile.TemporaryDirectory(dir=config.cache("tmp")) as folder:
@@ -440,7 +455,8 @@ def check(base, checkout=config.CHECKOUT):
     except ui.Failure as failure:
         return [("series applies", [f"{failure.what}: {failure.why}"])]
     parts = [("series applies", []),
-             ("series equals the files", drift(checkout, repo, start, tip))]
+             ("series equals the files", drift(checkout, repo, start, tip)),
+             ("no patch rewrites an earlier one", rewritten(repo, start, tip))]
     if base.pinned:
         parts.append(("series regenerates the same", not_identical(checkout, repo, start, tip)))
     else:

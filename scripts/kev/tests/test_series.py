@@ -67,6 +67,10 @@ class SeriesTest(unittest.TestCase):
         return [line for find in (series.drift, series.not_identical)
                 for line in find(self.checkout, self.repo, self.base_commit, tip)]
 
+    def rewritten(self):
+        return series.rewritten(self.repo, self.base_commit,
+                                series.applied(self.base, self.checkout))
+
     def refused(self, **options):
         with self.assertRaises(ui.Failure) as caught:
             self.regen(**options)
@@ -89,6 +93,10 @@ class SeriesTest(unittest.TestCase):
         changed = [n[:4] for n, text in self.patches().items() if text != self.first[n]]
         self.assertEqual(changed, ["0002"])
         self.assertIn("+fn heaD", self.patches()["0002-kevent-build-it.patch"])
+
+    def test_patch_that_rewrites_an_earlier_one_is_found(self):
+        self.assertRegex("\n".join(self.rewritten()),
+                         r"^patch 2 removes 1 lines of fs/kevent/ring.rs, which an earlier")
 
     def test_edited_patch_is_found(self):
         patch = self.checkout / "patches/0003-selftests-kevent-add-abi.patch"
