@@ -87,9 +87,6 @@ def main_bench(arguments):
                    help="instead: which functions, and which instructions, an event and a change "
                         "consist of")
     args = p.parse_args(arguments)
-    if args.where and (args.baseline or args.others or args.native or args.json):
-        raise ui.Failure("--where goes with nothing else", "it prints no rows",
-                         "scripts/bench --where")
     return where.command(args) if args.where else bench.command(args)
 
 

@@ -135,13 +135,19 @@ def marked(kernel, library, group):
     return rows, boot.read(log)
 
 
+def require_announced(counted, announced):
+    """A Failure unless there is a count for each row."""
+    if len(counted) != len(announced) or not counted:
+        raise ui.Failure("the plugin did not count what the program announced",
+                         f"{len(counted)} counts for {len(announced)} rows")
+
+
 def plugin_rows(announced, log):
     """Rows of what the plugin printed, in the order in which the program announced it."""
     found = [(m.group(1), {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", m.group(2))})
              for m in re.finditer(r"^kevent-marks (\w+) (.*)$", log, re.M)]
-    if len(found) != 2 * len(announced) or not found:
-        raise ui.Failure("the plugin did not count what the program announced",
-                         f"{len(found)} lines for {len(announced)} rows")
+    require_announced(found[::2], announced)
+    require_announced(found[1::2], announced)
     rows = []
     for at, row in enumerate(announced):
         batch = int(row["name"].split(".")[1])

@@ -40,7 +40,7 @@ def command(args):
     commits = series.commits(base.repo, base.commit, series.applied(base))
     source, off = build.other_commits(base)
     rows, failed, start = [], 0, time.monotonic()
-    for number, commit in list(enumerate(commits, 1))[args.first - 1:]:
+    for number, commit in enumerate(commits[args.first - 1:], args.first):
         tree.git(source, "checkout", "-q", "--force", "--detach", commit)
         subject = tree.git(source, "log", "-1", "--format=%s").strip()
         ui.say(f"\npatch {number}/{len(commits)}: {subject}")

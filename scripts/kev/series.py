@@ -406,8 +406,7 @@ def rewritten(repo, base, tip):
                 lines.append(f"patch {number} removes {removed} lines of {path}, which an earlier "
                              "patch adds; do: edit the commits of the work tree, then "
                              "scripts/series regen --from-tree")
-        ours |= set(git(repo, "diff", "--name-only", "--no-renames", "--diff-filter=A", parent,
-                        commit).splitlines())
+        ours |= new_files(repo, parent, commit).keys()
     return lines
 
 

@@ -69,9 +69,7 @@ def parts_of(rows, log):
             counts = groups[-1].setdefault(side, collections.Counter())
         else:
             counts[int(m.group(3), 16)] += int(m.group(4))
-    if len(groups) != len(rows):
-        raise ui.Failure("the plugin did not count what the program announced",
-                         f"{len(groups)} for {len(rows)} rows")
+    bench.require_announced(groups, rows)
     found = {}
     for row, group in zip(rows, groups):
         name, number = row["name"].split(".")
@@ -127,6 +125,9 @@ def listing(symbols, parts, vmlinux):
 
 def command(args):
     """scripts/bench --where; gives the exit status."""
+    if args.baseline or args.others or args.native or args.json:
+        raise ui.Failure("--where goes with nothing else", "it prints no rows",
+                         "scripts/bench --where")
     kernel = build.patched(args.tree)
     library = bench.plugin()
     if not library:
