@@ -836,7 +836,7 @@ impl<P: Parts> Events<P> {
 
     /// Makes the registration `id` report again, if it does not, and returns what was held.
     pub(crate) fn enable(&mut self, id: u32) -> Result<u32, Refused> {
-        match self.settled(id) {
+        match self.settle(id) {
             State::Disabled { held } => {
                 self.set_state(id, State::Idle);
                 Ok(held)
@@ -884,14 +884,14 @@ impl<P: Parts> Events<P> {
 
     /// Returns whether there is a registration `id` that has not ended.
     pub(crate) fn is_live(&mut self, id: u32) -> bool {
-        let state = self.settled(id);
+        let state = self.settle(id);
 
         !matches!(state, State::Free | State::Reserved | State::Ended)
     }
 
     /// Returns whether there is a registration `id` that has ended.
     pub(crate) fn has_ended(&mut self, id: u32) -> bool {
-        self.settled(id) == State::Ended
+        self.settle(id) == State::Ended
     }
 
     /// Takes back the event of the registration `id`, which becomes idle, or stays disabled.
@@ -962,15 +962,9 @@ impl<P: Parts> Events<P> {
         }
     }
 
-    /// Finds out whether the event of the registration `id` was claimed.
+    /// Finds out whether the event of the registration `id` was claimed; returns its state.
     #[inline]
-    pub(crate) fn settle(&mut self, id: u32) {
-        self.settled(id);
-    }
-
-    /// As [`Events::settle`]; returns the state.
-    #[inline]
-    fn settled(&mut self, id: u32) -> State {
+    fn settle(&mut self, id: u32) -> State {
         match self.state(id) {
             State::Posted { ring, slot } => {
                 self.settle_posted(id, ring, slot);
