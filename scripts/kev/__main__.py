@@ -8,7 +8,7 @@ from kev import arch, bench, boot, build, config, demo, each, series, test, ui, 
 
 EPILOG = f"""\
 Everything is kept in one folder: {config.CACHE} (set KEVENT_CACHE to move it).
-KEVENT_TREE=PATH is the same as --tree PATH."""
+KEVENT_TREE=PATH, or a version, is the same as --tree."""
 
 
 def parser(verb, text, tree=True, icount=True, machine=arch.X86_64):
@@ -43,8 +43,9 @@ def positive(text):
 
 
 def add_tree(result):
-    result.add_argument("--tree", metavar="PATH",
-                        help="a pristine Linux source tree (only read) to use as the base")
+    result.add_argument("--tree", metavar="PATH|VERSION",
+                        help="a pristine Linux source tree (only read) to use as the base, or "
+                             "which version of Linux, such as 7.2")
 
 
 def main_demo(arguments):

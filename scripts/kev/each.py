@@ -38,6 +38,8 @@ def command(args):
     """
     machine, base = args.arch, tree.get(args.tree, series.applies)
     commits = series.commits(base.repo, base.commit, series.applied(base))
+    if args.first > len(commits):
+        raise ui.Failure(f"there is no patch {args.first}", f"the last one is {len(commits)}")
     source, off = build.other_commits(base)
     rows, failed, start = [], 0, time.monotonic()
     for number, commit in enumerate(commits[args.first - 1:], args.first):

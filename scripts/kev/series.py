@@ -19,7 +19,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kev import config, tree, ui
+from kev import config, port, tree, ui
 from kev.tree import git
 
 #: Folders of the checkout -> where their files go in the kernel tree.
@@ -131,13 +131,17 @@ def scratch(repo, commit):
         git(repo, "worktree", "prune")
 
 
-def am(work, patches):
-    """Plain `git am` of the patches, one commit each; gives the new tip."""
+def am(work, patches, merge=()):
+    """Plain `git am` of the patches, one commit each; gives the new tip.
+
+    With `merge`, git's options for that, those that do not apply are merged three ways.
+    """
     start = git(work, "rev-parse", "HEAD").strip()
     if not patches:
         return start
     try:
-        git(work, "am", "--committer-date-is-author-date", *patches)
+        git(work, *merge, "am", "--committer-date-is-author-date", *(["-3"] if merge else []),
+            *patches)
     except ui.Failure as failure:
         done = int(git(work, "rev-list", "--count", f"{start}..HEAD"))
         raise ui.Failure(f"{patches[done].name} does not apply to this tree", failure.why,
@@ -147,9 +151,21 @@ def am(work, patches):
 
 
 def applied(base, checkout=config.CHECKOUT):
-    """The tip that `git am` of the checkout's patches gives on the pristine base."""
+    """The tip that `git am` of the checkout's patches gives on the pristine base.
+
+    If the checkout has patches for that version, they come first, and the series is merged.
+    """
+    series, first = patch_files(checkout), port.patches(checkout, base.version)
+    if not first:
+        with scratch(base.repo, base.commit) as work:
+            return am(work, series)
+    origin = tree.get_version(tree.PIN["version"])
+    applied(origin, checkout)
+    port.bring(base.repo, origin.repo, series)
     with scratch(base.repo, base.commit) as work:
-        return am(work, patch_files(checkout))
+        am(work, first)
+        git(work, "checkout-index", "-q", "-u", "--", *port.edited(work, series))
+        return am(work, series, port.options())
 
 
 def applies(base):
@@ -351,6 +367,7 @@ def command_apply(args):
 
 def command_regen(args):
     base = tree.get(args.tree)
+    port.refuse(config.CHECKOUT, base.version, "regen")
     if not base.pinned:
         ui.say("  note: this is not the pinned tree, so the patches may differ in details")
     add = {}
@@ -468,9 +485,12 @@ def check(base, checkout=config.CHECKOUT):
 def command_check(args):
     if args.base:
         base = tree.get_version(args.base)
-        ui.say(f"series check: on Linux {base.version}, applies only")
+        first = port.patches(config.CHECKOUT, base.version)
+        ui.say(f"series check: on Linux {base.version}, applies only"
+               + (f", after the {len(first)} patches of {first[0].parent.name}/" if first else ""))
         applied(base)
-        ui.say("  ok    series applies")
+        ui.say("  ok    series applies\n"
+               f"  to build and test it there: scripts/test --tree {base.version} build selftests")
         return 0
     base = tree.get(args.tree, applies)
     parts = check(base)

@@ -285,7 +285,8 @@ def get(user_tree=None, applies=lambda base: True):
     is asked only when the pinned version cannot be had."""
     setup.packages("tree")
     if user_tree := user_tree or os.environ.get("KEVENT_TREE"):
-        return import_user_tree(user_tree)
+        a_version = re.fullmatch(r"\d+\.\d+(\.\d+)?", user_tree)
+        return get_version(user_tree) if a_version else import_user_tree(user_tree)
     if base := ready(config.cache("linux") / PIN["version"]):
         return base
     apt, available, problems = Apt(), [], []
