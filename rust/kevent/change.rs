@@ -344,9 +344,8 @@ impl Queue {
             return Err(ENOENT);
         };
 
-        target.fill(id, terms, source.clone(), pending);
-        if let (Some(home), Some(room)) = (source.home(), room) {
-            home.settle(target.into(), id, room);
+        target.fill(id, terms, &source, pending, room);
+        if let Some(home) = source.home() {
             if let Some(strays) = home.take_strays() {
                 home.post(source.update(strays), 0);
             }

@@ -55,6 +55,9 @@ const BATCH: usize = 8;
 /// How often an event is looked at again because its source was woken meanwhile.
 const LOOKS: u32 = 3;
 
+/// How often an event is looked at again, in all; then it is left for the next time.
+const MAX_LOOKS: u32 = 2 * LOOKS;
+
 /// What to wait for, and for how long.
 pub(crate) struct Wait {
     /// Where to copy the events; [`None`] to only wait.
@@ -89,6 +92,15 @@ enum Waited {
     Woken,
     Expired,
     Interrupted,
+}
+
+/// Returns why not to wait any longer, if so.
+fn over(deadline: Deadline) -> Option<Waited> {
+    if current!().signal_pending() {
+        Some(Waited::Interrupted)
+    } else {
+        deadline.is_over().then_some(Waited::Expired)
+    }
 }
 
 /// What was collected.
@@ -137,7 +149,7 @@ impl Queue {
 
         loop {
             let missing = want.saturating_sub(collected.events);
-            let waited = self.wait(missing, wakes, until);
+            let mut waited = self.wait(missing, wakes, until);
 
             if waited == Waited::Expired && until != wait.deadline && collected.events == 0 {
                 // From now on, one event is enough.
@@ -168,9 +180,13 @@ impl Queue {
             };
 
             if matches!(waited, Waited::Ready(_)) && missing > 1 && !self.are_ready(missing) {
-                continue;
+                match over(wait.deadline) {
+                    Some(over) => waited = over,
+                    None => continue,
+                }
             }
 
+            let before = collected.events;
             let result = self.collect(events, &mut collected, max);
 
             if collected.flags & uapi::KEVENT_ONESHOT != 0 {
@@ -183,14 +199,20 @@ impl Queue {
                 // There may be more, and what is level-triggered is still there.
                 self.pass_on();
             }
+            if collected.events == before && matches!(waited, Waited::Ready(_)) {
+                // Somebody else was faster, and can be so again and again.
+                if let Some(over) = over(wait.deadline) {
+                    waited = over;
+                    self.pass_on();
+                }
+            }
             if collected.events == 0 {
                 result?;
                 if waited == Waited::Interrupted {
                     return Err(EINTR);
                 }
             }
-            // Otherwise somebody else was faster.  Those that are level-triggered would be reported
-            // again.
+            // Those that are level-triggered would be reported again.
             if collected.events >= want
                 || collected.flags & uapi::KEVENT_LEVEL != 0
                 || result.is_err()
@@ -330,7 +352,7 @@ impl Queue {
             for taken in &mut *batch {
                 taken.look(precise);
             }
-            if self.deliver(&batch, buffer, collected, precise)? {
+            if self.deliver(&batch, buffer, collected, precise)? && looks < MAX_LOOKS {
                 scan.again(&here);
                 looks += 1;
             } else if end {

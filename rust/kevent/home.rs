@@ -11,10 +11,14 @@
 //! callback                              mover
 //!
 //!     find the registration gone            take the registration from the old queue
-//! (H) add to `strays`, full barrier         put it in the new queue, store `queue`
+//! (H) add to `strays`, full barrier         lock the new queue, put it there, store `queue`
 //! (I) look whether `at` has changed     (J) store `at`, full barrier
-//!     if so, take `strays` and go there (K) take `strays`, post them there
+//!     if so, take `strays` and go there     unlock the new queue
+//!                                       (K) take `strays`, post them there
 //! ```
+//!
+//! Whoever moves it on takes it under the lock of the new queue, and so stores its `queue` and `at`
+//! after those of the first move.
 //!
 //! Store buffering: H and J are full barriers, so either the callback sees the new `at` at I, or
 //! the mover sees the strays at K, or both, and then one of them gets the strays.  Without either
@@ -43,7 +47,6 @@ use kernel::{
         },
         rcu,
         rcu_drop::{
-            drop_after_grace,
             HasRcuHead,
             RcuHead, //
         },
@@ -111,10 +114,18 @@ impl Home {
         self.at.store(id.into(), Release);
     }
 
-    /// Says that the registration was moved to `queue`, where it has the id `id`.
+    /// Says that the registration was moved to `queue`, where it has the id `id`, and returns the
+    /// queue that it has left, which is to be dropped after a grace period.
     ///
-    /// One at a time: whoever has taken the registration from its queue.
-    pub(crate) fn settle(&self, queue: Arc<Queue>, id: u32, mut room: UniqueArc<Left>) {
+    /// Must be called under the lock of `queue` under which the registration was put there: whoever
+    /// moves it on takes it under that lock, so one is settled after the other.
+    #[must_use]
+    pub(crate) fn settle(
+        &self,
+        queue: Arc<Queue>,
+        id: u32,
+        mut room: UniqueArc<Left>,
+    ) -> Arc<Left> {
         // INVARIANT: The reference is ours.
         let old = self.queue.xchg(Arc::into_raw(queue), Full);
         let moves = self.at.load(Relaxed).wrapping_add(MOVE) & !u64::from(u32::MAX);
@@ -123,7 +134,7 @@ impl Home {
         self.at.xchg(moves | u64::from(id), Full);
         // SAFETY: By the invariant it was ours, and nobody finds it any more.
         room._queue = Some(unsafe { Arc::from_raw(old) });
-        drop_after_grace(room.into());
+        room.into()
     }
 
     /// Takes the value of what happened while the registration was on its way.

@@ -63,7 +63,10 @@ use crate::{
         Terms,
         Update, //
     },
-    home::Home,
+    home::{
+        Home,
+        Left, //
+    },
     limits::{
         Charge,
         User, //
@@ -105,6 +108,7 @@ use kernel::{
         new_spinlock_irq,
         poll::PollTable,
         poll_watch::mask,
+        rcu_drop::drop_after_grace,
         wait::{
             new_wait_queue_head,
             Order,
@@ -113,7 +117,8 @@ use kernel::{
         Arc,
         ArcBorrow,
         Mutex,
-        SpinLockIrq, //
+        SpinLockIrq,
+        UniqueArc, //
     },
     uapi, //
 };
@@ -121,6 +126,14 @@ use kernel::{
 /// How many slots are looked at, or filled, for one event, or without one, before the lock is
 /// released.
 pub(crate) const STEPS: u32 = 256;
+
+/// A registration that has ended, found without the queue's mutex.
+pub(crate) struct Ended {
+    pub(crate) key: Key,
+    pub(crate) source: Source,
+    /// Its file, if it is of one.  Dropped after the source.
+    _file: Option<ARef<File>>,
+}
 
 /// The file operations of queues.
 static FILE_OPERATIONS: FileOperationsTable<Queue> = FileOperationsTable::new();
@@ -570,22 +583,36 @@ impl Queue {
         self.user.uncharge();
     }
 
-    /// Puts a registration where an id was reserved for it; `pending` is what it has to say.
-    pub(crate) fn fill(&self, id: u32, terms: Terms, source: Source, pending: Pending) {
-        let update = source.update(match pending {
-            Pending::Event(value) => value,
-            _ => 0,
-        });
-        let (_unused, wake) = {
+    /// Puts a registration where an id was reserved for it, and tells its home, for which there is
+    /// `room`; `pending` is what it has to say.
+    pub(crate) fn fill(
+        self: ArcBorrow<'_, Self>,
+        id: u32,
+        terms: Terms,
+        source: &Source,
+        pending: Pending,
+        room: Option<UniqueArc<Left>>,
+    ) {
+        let ours = source.clone();
+        let (_unused, left, wake) = {
             let mut inner = self.inner.lock();
-            let unused = inner.events.fill(id, terms, source, pending);
+            let unused = inner.events.fill(id, terms, ours, pending);
+            // Before anybody can take it from here, to move it on.
+            let left = match (source.home(), room) {
+                (Some(home), Some(room)) => Some(home.settle(self.into(), id, room)),
+                _ => None,
+            };
+            let wake = match pending {
+                Pending::Event(value) => self.post_locked(&mut inner, id, source.update(value)),
+                _ => None,
+            };
 
-            match pending {
-                Pending::Event(_) => (unused, self.post_locked(&mut inner, id, update)),
-                _ => (unused, None),
-            }
+            (unused, left, wake)
         };
 
+        if let Some(left) = left {
+            drop_after_grace(left);
+        }
         self.wake(wake, 0);
     }
 
@@ -776,33 +803,41 @@ impl Queue {
         let ended = self.inner.lock().events.nr_ended();
 
         for _ in 0..ended {
-            let (key, pinned) = {
-                let mut inner = self.inner.lock();
-                let Some((_, terms, source)) = inner.events.next_ended() else {
-                    return;
-                };
-
-                if !source.is_complete() {
-                    continue;
-                }
-                // SAFETY: The registration is in the table, and the lock is held.
-                match unsafe { source.pin() } {
-                    Some(file) => (source.key(&terms.payload), file),
-                    // The release of the file removes it.
-                    None => continue,
-                }
-            };
-
-            self.remove_ended(&key);
-            drop(pinned);
+            if let Some(Ended { key, source, _file }) = self.next_ended() {
+                self.remove_ended(&key, |found| found.is_same(&source));
+            }
         }
     }
 
-    /// Removes a registration if it has ended.  May sleep.
+    /// Returns the next registration that has ended, if it can be removed.
+    pub(crate) fn next_ended(&self) -> Option<Ended> {
+        let mut inner = self.inner.lock();
+        let (_, terms, source) = inner.events.next_ended()?;
+
+        if !source.is_complete() {
+            return None;
+        }
+        Some(Ended {
+            key: source.key(&terms.payload),
+            source: source.clone(),
+            // If there is no reference to be had, the release of the file removes it.
+            //
+            // SAFETY: The registration is in the table, and the lock is held.
+            _file: unsafe { source.pin() }?,
+        })
+    }
+
+    /// Removes a registration if it has ended, and `is_meant` says so of its source.  May sleep.
     ///
-    /// It must be complete, and its file, if it is of one, referenced by the caller.
-    fn remove_ended(&self, key: &Key) {
-        if let Some((_, source, _)) = self.take_if(key, |inner, id| inner.events.has_ended(id)) {
+    /// It must be complete, and its file, if it is of one, referenced by the caller.  So without
+    /// the queue's mutex it has to be the one that was found so: another one of its name can have
+    /// been added meanwhile, and is still being made.
+    pub(crate) fn remove_ended(&self, key: &Key, is_meant: impl FnOnce(&Source) -> bool) {
+        let taken = self.take_if(key, |inner, id| {
+            inner.events.has_ended(id) && inner.events.item(id).is_some_and(is_meant)
+        });
+
+        if let Some((_, source, _)) = taken {
             source.finish();
         }
     }
@@ -825,7 +860,7 @@ impl Queue {
     /// Must be called with the queue's mutex held, and with a reference to the file, if it is of
     /// one.  Returns whether there is none now.
     pub(crate) fn settle(&self, key: &Key) -> bool {
-        self.remove_ended(key);
+        self.remove_ended(key, |_| true);
         self.inner.lock().id_of(key).is_none()
     }
 

@@ -476,6 +476,36 @@ mod ring {
     }
 
     #[test]
+    fn only_the_one_that_was_found_to_have_ended_is_removed() -> Result {
+        let file = make(1, 0)?;
+        let queue = of(&file)?;
+        let memory = slots(&queue, 1)?;
+        let key = key(uapi::KEVENT_SOURCE_TIMER, 1)?;
+        let end_one = || -> Result {
+            add_timer(queue, 1, uapi::KEVENT_ONESHOT)?;
+            timer_in(&queue, 1)?
+                .handler()
+                .home()
+                .post(Update::Count(1), 0);
+            assert_eq!(claim(&memory, 0), Some(1));
+            assert!(queue.look_up(&key).is_err());
+            Ok(())
+        };
+
+        end_one()?;
+
+        let found = queue.next_ended().ok_or(ENOENT)?;
+
+        assert!(queue.settle(&found.key));
+        end_one()?;
+        queue.remove_ended(&found.key, |other| other.is_same(&found.source));
+        assert_eq!(queue.inner.lock().events.nr_ended(), 1);
+        queue.reap();
+        assert_eq!(queue.inner.lock().events.nr_ended(), 0);
+        Ok(())
+    }
+
+    #[test]
     fn what_programs_write_is_not_believed() -> Result {
         let file = make(4, 0)?;
         let other = make(4, 0)?;
@@ -513,10 +543,8 @@ enum Step {
     Reserved,
     /// The registration has left the old queue.
     Taken,
-    /// It is in the new queue.
-    Filled,
-    /// Its home knows.
-    Settled,
+    /// It is in the new queue, and its home knows.
+    Arrived,
 }
 
 /// Moves a registration as `Queue::move_to` does, and calls `f` between the steps.
@@ -540,10 +568,8 @@ fn move_by_hand(
     };
 
     f(Step::Taken, home);
-    to.fill(id, terms, source.clone(), pending);
-    f(Step::Filled, home);
-    home.settle(to.into(), id, room);
-    f(Step::Settled, home);
+    to.fill(id, terms, &source, pending, Some(room));
+    f(Step::Arrived, home);
     if let Some(strays) = home.take_strays() {
         home.post(source.update(strays), 0);
     }
@@ -599,23 +625,20 @@ mod home {
                     home.post(Update::Count(100), 0);
                     home.post(Update::Count(100), 0);
                 }
-                Step::Filled => {
+                Step::Arrived => {
                     home.post(Update::Count(10), 0);
-                }
-                Step::Settled => {
-                    home.post(Update::Count(1), 0);
                 }
             },
         )?;
         // All of it is one event.
         assert_eq!(collect(&from), (0, 0));
-        assert_eq!(collect(&to), (1, 11_211));
+        assert_eq!(collect(&to), (1, 11_210));
         Ok(())
     }
 
     #[test]
     fn only_what_happened_on_the_way_is_an_event_too() -> Result {
-        for when in [Step::Taken, Step::Filled] {
+        for when in [Step::Taken, Step::Arrived] {
             let (one, two) = (make(1, 0)?, make(1, 0)?);
             let (from, to) = (of(&one)?, of(&two)?);
 
@@ -701,7 +724,7 @@ mod home {
         })?;
         assert_eq!(collect(&to), (0, 0));
         to.enable(&key)?;
-        assert_eq!(collect(&to), (1, 33));
+        assert_eq!(collect(&to), (1, 23));
         Ok(())
     }
 
@@ -723,6 +746,34 @@ mod home {
         }
         assert_eq!(collect(&to), (0, 0));
         assert_eq!(collect(&from), (1, 20));
+        Ok(())
+    }
+
+    #[test]
+    fn one_move_right_after_the_other_is_the_last_word() -> Result {
+        let (one, two, three) = (make(1, 0)?, make(1, 0)?, make(1, 0)?);
+        let (from, to, last) = (of(&one)?, of(&two)?, of(&three)?);
+        let (fake, file) = Fake::new()?;
+        let fd = install(file)?;
+        let add = add_fd(fd, mask::IN);
+        let named = Named::by(&add, SourceKind::Fd)?;
+        let mut on = Err(EAGAIN);
+
+        fd::add(from, &fd::check(&add, Op::Add)?, &named)?;
+        move_by_hand(from, to, &named.key, |step, _| {
+            if step == Step::Arrived {
+                on = move_by_hand(to, last, &named.key, |_, _| {});
+            }
+        })?;
+        on?;
+        fake.queue.wake_all(mask::IN as usize);
+        assert_eq!(collect(&to), (0, 0));
+        assert_eq!(collect(&last), (1, mask::IN));
+        drop(named);
+        close(fd);
+        assert!(fake.is_released());
+        assert_eq!((live(&from), live(&to), live(&last)), (0, 0, 0));
+        assert!(!fake.queue.is_active());
         Ok(())
     }
 
@@ -780,8 +831,7 @@ mod home {
             Step::Reserved => {}
             // By the way that all wake-ups take.
             Step::Taken => fake.queue.wake_all((mask::IN | mask::RDNORM) as usize),
-            Step::Filled => fake.queue.wake_all(mask::OUT as usize),
-            Step::Settled => fake.queue.wake_all(mask::HUP as usize),
+            Step::Arrived => fake.queue.wake_all((mask::OUT | mask::HUP) as usize),
         })?;
         assert_eq!(collect(&from), (0, 0));
         // What it did not ask for is left out, but for what is always reported.
@@ -798,8 +848,7 @@ mod home {
         for (when, result) in [
             (Step::Reserved, ENOENT),
             (Step::Taken, EBADF),
-            (Step::Filled, EBADF),
-            (Step::Settled, EBADF),
+            (Step::Arrived, EBADF),
         ] {
             let (one, two) = (make(1, 0)?, make(1, 0)?);
             let (from, to) = (of(&one)?, of(&two)?);

@@ -14,6 +14,13 @@ use crate::{
     bindings,
     prelude::*,
     sync::LockClassKey,
+    time::{
+        BootTime,
+        ClockSource,
+        Monotonic,
+        RealTime,
+        Tai, //
+    },
     types::Opaque, //
 };
 use core::{
@@ -48,6 +55,27 @@ pub enum Deadline {
         /// The clock: one of `CLOCK_*` that an hrtimer can have.
         clock: i32,
     },
+}
+
+impl Deadline {
+    /// Returns whether it is over: a wait until then would end at once.
+    ///
+    /// Can be called in any context but that of an NMI.
+    pub fn is_over(&self) -> bool {
+        match *self {
+            Self::Now => true,
+            Self::Never => false,
+            Self::At { expires, clock, .. } => {
+                expires
+                    <= match clock {
+                        RealTime::ID => RealTime::ktime_get(),
+                        BootTime::ID => BootTime::ktime_get(),
+                        Tai::ID => Tai::ktime_get(),
+                        _ => Monotonic::ktime_get(),
+                    }
+            }
+        }
+    }
 }
 
 /// Which of the waiters a wake-up for one goes to, if it is enough for several of them.
@@ -506,6 +534,33 @@ mod tests {
             assert!(!room.queue.is_active());
         }
         Ok(())
+    }
+
+    #[test]
+    fn a_deadline_is_over_by_its_clock() {
+        assert!(Deadline::Now.is_over());
+        assert!(!Deadline::Never.is_over());
+        for clock in [Monotonic::ID, RealTime::ID, BootTime::ID, Tai::ID] {
+            for (expires, is_over) in [(0, true), (i64::MAX, false)] {
+                let deadline = Deadline::At {
+                    expires,
+                    slack: 0,
+                    clock,
+                };
+
+                assert_eq!(deadline.is_over(), is_over);
+            }
+        }
+
+        // A clock that is years ahead of the time since the boot.
+        let deadline = |clock| Deadline::At {
+            expires: BootTime::ktime_get() + 365 * 24 * 3600 * 1_000_000_000,
+            slack: 0,
+            clock,
+        };
+
+        assert!(deadline(RealTime::ID).is_over());
+        assert!(!deadline(Monotonic::ID).is_over());
     }
 
     #[test]
