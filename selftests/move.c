@@ -1162,6 +1162,52 @@ TEST_F(move, races_with_close_of_the_source)
 	want_all_free(_metadata, &self->to);
 }
 
+/*
+ * As soon as it is in the new queue somebody else moves it on.  What counts for
+ * those who report it is where it is then.  An event that it takes along wakes
+ * many there, which makes the first move take longer.
+ */
+#define WATCHERS 200
+
+TEST_F(move, races_with_the_next_move)
+{
+	struct epoll_event in = { .events = EPOLLIN | EPOLLET };
+	int fd = open_eventfd();
+	int ep[WATCHERS];
+	struct rounds r;
+
+	for (int i = 0; i < WATCHERS; i++) {
+		ep[i] = epoll_create1(EPOLL_CLOEXEC);
+		ASSERT_EQ(0, epoll_ctl(ep[i], EPOLL_CTL_ADD, self->to.fd, &in));
+	}
+	ASSERT_EQ(1, kq_add_mode(&self->from, fd, EPOLLIN, KEVENT_EDGE, 1));
+	ASSERT_EQ(0, start_rounds(&r, &self->from, &self->to, KEVENT_SOURCE_FD,
+				  1));
+	r.ident = fd;
+	for (int round = 0; round < 10 * ROUNDS; round++) {
+		int ret = -ENOENT;
+
+		signal_eventfd(fd);
+		pthread_barrier_wait(&r.start);
+		for (int i = 0; ret == -ENOENT && i < 1000000; i++)
+			ret = kq_move(&self->to, &self->from, KEVENT_SOURCE_FD,
+				      fd, 0);
+		pthread_barrier_wait(&r.end);
+		ASSERT_EQ(1, ret);
+		ASSERT_EQ(1, r.ret);
+		want_fd(&self->from, fd, 1);
+		signal_eventfd(fd);
+		want_fd(&self->from, fd, 1);
+		want_none(&self->to, self->by);
+	}
+	end_rounds(&r);
+	close(fd);
+	for (int i = 0; i < WATCHERS; i++)
+		close(ep[i]);
+	want_all_free(_metadata, &self->from);
+	want_all_free(_metadata, &self->to);
+}
+
 TEST_F(move, races_with_deletion)
 {
 	struct rounds r;
