@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,8 @@ NO_SPDX = re.compile(r"^patches/|^LICENSES/|\.lock$|\.json$")
 #: be able to tell a kernel that lacks a system call.
 CHECKPATCH_IGNORE = "MISSING_SIGN_OFF,NO_AUTHOR_SIGN_OFF,FILE_PATH_CHANGES,ENOSYS"
 REGEN = "scripts/series regen"
+#: The cover letter, and the line behind which it is generated.
+COVER, COVER_TAIL = "patches/0000-cover-letter.txt", "\nThe patches\n===========\n"
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,22 @@ def export(repo, base, tip, folder):
     return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())}
 
 
+def cover(checkout, repo, base, tip):
+    """The cover letter, with the number of the patches, their subjects and their diffstat."""
+    path = checkout / COVER
+    if not path.exists():
+        return None
+    subjects = git(repo, "log", "--reverse", "--format=%s", f"{base}..{tip}").splitlines()
+    text = re.sub(r"\[PATCH \d+/\d+\]", f"[PATCH {0:0{len(str(len(subjects)))}}/{len(subjects)}]",
+                  path.read_text(), count=1)
+    head, found, _ = text.partition(COVER_TAIL)
+    if not found:
+        return text
+    return "\n".join([head + found, *(f"{number:3}. {subject}" for number, subject
+                                      in enumerate(subjects, 1)), "",
+                      git(repo, "diff", "--stat=74", "--no-renames", base, tip)])
+
+
 # ---- regen -------------------------------------------------------------------
 
 def homeless(path):
@@ -195,12 +214,39 @@ def homeless(path):
                       "move it, or add its folder to MAPPING in scripts/kev/series.py")
 
 
+def merge(repo, mine, base, other):
+    """The blob of a three-way merge of blobs; where the changes meet, it is as in `other`."""
+    with tempfile.TemporaryDirectory(dir=config.cache("tmp")) as folder:
+        paths = [Path(folder, name) for name in ("mine", "base", "other")]
+        for path, blob in zip(paths, (mine, base, other)):
+            write_blob(repo, File("100644", blob), path)
+        ui.output(["git", "merge-file", "-q", "--theirs", *paths])
+        return git(repo, "hash-object", "-w", paths[0]).strip()
+
+
+def spread(repo, series, indexes, path, file):
+    """{index of a patch: File}: to which of the patches that make a file an edit of it belongs.
+
+    From the last one towards the first, what does not meet what a patch adds to the file is
+    left to the patch before.
+    """
+    edits = {indexes[-1]: file}
+    for earlier, later in reversed(list(zip(indexes, indexes[1:]))):
+        before, after = (git(repo, "rev-parse", f"{series[i]}:{path}").strip()
+                         for i in (earlier, later))
+        merged = merge(repo, edits[later].blob, after, before)
+        if merged == before:
+            break
+        edits[earlier] = File(file.mode, merged)
+    return edits
+
+
 def fold(repo, base, tip, wanted, add):
     """The series again, with its new files as in `wanted` ({kernel path: File}).
 
-    A file that differs changes in the last patch that touches it, so no later
-    patch is affected; one that is gone is left out from the start; a new one goes
-    to the patch that `add` ({kernel path: patch number}) names.
+    A file that differs changes in the patches that its lines are of (see spread());
+    one that is gone is left out from the start; a new one goes to the patch that
+    `add` ({kernel path: patch number}) names.
     """
     series = commits(repo, base, tip)
     touched = {}
@@ -224,7 +270,9 @@ def fold(repo, base, tip, wanted, add):
         if path not in wanted:
             index = touched[path][0]
         elif path in present:
-            index = touched[path][-1]
+            for index, file in spread(repo, series, touched[path], path, wanted[path]).items():
+                edits.setdefault(index, {})[path] = file
+            continue
         elif path in add:
             index = add[path] - 1
             if not 0 <= index < len(series):
@@ -320,6 +368,10 @@ def regen(base, checkout=config.CHECKOUT, branch=None, add=(), take=None):
     for name in written:
         (checkout / "patches" / name).write_bytes(after[name])
         ui.say(f"  wrote patches/{name}")
+    letter = cover(checkout, repo, start, tip)
+    if letter is not None and letter != (checkout / COVER).read_text():
+        (checkout / COVER).write_text(letter)
+        ui.say(f"  wrote {COVER}")
     ui.say(f"series: {len(after)} patches, {len(written)} of them written")
     return tip
 
@@ -413,13 +465,31 @@ def drift(checkout, repo, base, tip):
     return lines
 
 
+#: What may go from a line that an earlier patch added: the sign that it is the last of a
+#: list, which goes on; and that code is not used yet, which then is.
+NOT_THE_LAST = re.compile(r" //$")
+NOT_YET = re.compile(r"dead_code|^// Until ")
+
+
+def taken_back(repo, parent, commit, path):
+    """The lines of a file that a commit removes and does not add again."""
+    diff = git(repo, "diff", "-U0", "--no-renames", parent, commit, "--", path).splitlines()
+    lines = {sign: Counter(NOT_THE_LAST.sub("", line[1:]) for line in diff
+                           if line.startswith(sign) and not line.startswith(sign * 3))
+             for sign in "-+"}
+    return [line for line in lines["-"] - lines["+"] if line.strip() and not NOT_YET.search(line)]
+
+
 def rewritten(repo, base, tip):
     """One line for each file of which a patch removes lines that an earlier patch added it with."""
     series, lines, ours = commits(repo, base, tip), [], set()
     for number, (parent, commit) in enumerate(zip([base] + series, series), 1):
         changed = git(repo, "diff", "--numstat", "--no-renames", parent, commit)
         for _, removed, path in (line.split("\t") for line in changed.splitlines()):
-            if path in ours and removed not in ("0", "-"):
+            if path not in ours or removed in ("0", "-"):
+                continue
+            removed = len(taken_back(repo, parent, commit, path))
+            if removed:
                 lines.append(f"patch {number} removes {removed} lines of {path}, which an earlier "
                              "patch adds; do: edit the commits of the work tree, then "
                              "scripts/series regen --from-tree")
@@ -432,8 +502,12 @@ def not_identical(checkout, repo, base, tip):
     with tempfile.TemporaryDirectory(dir=config.cache("tmp")) as folder:
         new = export(repo, base, tip, folder)
     old = {p.name: p.read_bytes() for p in patch_files(checkout)}
-    return [f"patches/{name}: is not what would be regenerated; do: {REGEN}"
-            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    wrong = [f"patches/{name}" for name in sorted(old.keys() | new.keys())
+             if old.get(name) != new.get(name)]
+    letter = cover(checkout, repo, base, tip)
+    if letter is not None and letter != (checkout / COVER).read_text():
+        wrong.append(COVER)
+    return [f"{name}: is not what would be regenerated; do: {REGEN}" for name in wrong]
 
 
 def without_spdx(checkout):

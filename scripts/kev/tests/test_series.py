@@ -86,7 +86,7 @@ class SeriesTest(ToySeries):
         self.regen()
         self.assertEqual(self.patches(), self.first)
 
-    def test_one_character_is_found_and_folded_into_the_last_patch(self):
+    def test_one_character_is_found_and_folded_into_its_patch(self):
         ring = self.checkout / "rust/kevent/ring.rs"
         ring.write_text(RING.replace("head", "heaD"))
         self.assertEqual(self.problems(), ["rust/kevent/ring.rs: differs from what git am "
@@ -96,6 +96,40 @@ class SeriesTest(ToySeries):
         changed = [n[:4] for n, text in self.patches().items() if text != self.first[n]]
         self.assertEqual(changed, ["0002"])
         self.assertIn("+fn heaD", self.patches()["0002-kevent-build-it.patch"])
+
+    def grown(self, more):
+        """A patch more, which makes of a file of patch 4 what it gives for `more`."""
+        lines = ["use {", "    one, //", "};", *"abcdefgh"]
+        self.commit_source(lines)
+        self.commit_source(more(lines))
+        self.regen(branch="work")
+        return [n for n in self.patches() if n > "0004"]
+
+    def commit_source(self, lines):
+        text = "// SPDX-License-Identifier: GPL-2.0\n" + "\n".join(lines) + "\n"
+        for top, name in ((self.repo, "fs/kevent/source.rs"),
+                          (self.checkout, "rust/kevent/source.rs")):
+            write(top, {name: text})
+        self.commit("kevent: add more")
+
+    def test_each_line_is_folded_into_the_patch_that_adds_it(self):
+        first, second = self.grown(lambda lines: [*lines, "timer"])
+        source = self.checkout / "rust/kevent/source.rs"
+        source.write_text(source.read_text().replace("a\n", "A\n").replace("timer", "Timer"))
+        self.regen()
+        self.assertEqual(self.problems(), [])
+        self.assertIn("+A\n", self.patches()[first])
+        self.assertNotIn("+A\n", self.patches()[second])
+        self.assertIn("+Timer\n", self.patches()[second])
+
+    def test_list_that_goes_on_is_not_rewritten(self):
+        self.grown(lambda lines: ["use {", "    one,", "    two, //", *lines[2:]])
+        self.assertNotIn("source.rs", "\n".join(self.rewritten()))
+
+    def test_line_that_is_gone_is_rewritten(self):
+        self.grown(lambda lines: lines[:-1])
+        self.assertIn("patch 5 removes 1 lines of fs/kevent/source.rs",
+                      "\n".join(self.rewritten()))
 
     def test_patch_that_rewrites_an_earlier_one_is_found(self):
         self.assertRegex("\n".join(self.rewritten()),
