@@ -5,11 +5,14 @@
 //! `include/uapi/linux/kevent.h` defines and explains them.  Their layout is for ever, so each
 //! field is asserted here.
 
-use crate::events::{
-    After,
-    Payload,
-    Terms,
-    Trigger, //
+use crate::{
+    events::{
+        After,
+        Payload,
+        Terms,
+        Trigger, //
+    },
+    ring, //
 };
 use kernel::{
     bindings,
@@ -46,10 +49,21 @@ assert_layout!(uapi::kevent_getopts, 64,
     size: 0, flags: 4, sigmask: 8, sigsetsize: 16, clock: 20, min_wait: 24, changes: 32,
     nr_changes: 40, change_flags: 44, resv: 48);
 
+// `ring.rs` makes the words without the kernel's headers.
+static_assert!(ring::READY == uapi::KEVENT_WORD_READY as u64);
+static_assert!(ring::GEN_SHIFT == uapi::KEVENT_WORD_GEN_SHIFT);
+static_assert!(ring::GEN_MASK == uapi::KEVENT_WORD_GEN_MASK as u64);
+static_assert!(ring::VALUE_SHIFT == uapi::KEVENT_WORD_VALUE_SHIFT);
+static_assert!(ring::COUNT_FLAG == !uapi::KEVENT_COUNT_MAX);
+
 /// A change or an event, `struct ukevent`.
 #[repr(transparent)]
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Ukevent(pub(crate) uapi::ukevent);
+
+/// How many changes or events a call can be given: as many as fit in 2 GiB, so that a count of them
+/// fits in what a system call returns.
+pub(crate) const MAX_UKEVENTS: u32 = i32::MAX as u32 / size_of::<Ukevent>() as u32;
 
 /// The fields that say what to report, beside the name of the registration; a set of them.
 pub(crate) mod field {
@@ -216,12 +230,6 @@ impl TryFrom<u16> for SourceKind {
         }
     }
 }
-
-/// `KEVENT_FD_HINT`: the value is a guess.
-pub(crate) const FD_HINT: u32 = 1 << 31;
-
-/// `KEVENT_TIMER_CANCELED`: the clock was set.
-pub(crate) const TIMER_CANCELED: u32 = 1 << 31;
 
 /// `KEVENT_OFF_SLOTS(1)`: where the slots of a ring with one slot are mapped, in bytes; the place
 /// of others is that many times further.

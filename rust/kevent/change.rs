@@ -7,9 +7,9 @@ use crate::{
         field,
         Op,
         SourceKind,
-        Ukevent, //
+        Ukevent,
+        MAX_UKEVENTS, //
     },
-    collect::MAX_UKEVENTS,
     events::Payload,
     fd,
     home::Left,
@@ -73,7 +73,9 @@ impl Named {
         };
         let file = match kind {
             SourceKind::Fd => Some(file_of(change.0.ident)?),
-            SourceKind::Queue | SourceKind::Timer | SourceKind::User => None,
+            SourceKind::Queue => None,
+            SourceKind::Timer => None,
+            SourceKind::User => None,
         };
         let uncounted = file.as_deref().map(UncountedFile::new);
 
@@ -346,9 +348,7 @@ impl Queue {
 
         target.fill(id, terms, &source, pending, room);
         if let Some(home) = source.home() {
-            if let Some(strays) = home.take_strays() {
-                home.post(source.update(strays), 0);
-            }
+            home.post_strays(|value| source.update(value));
         }
         if let Source::Fd(watch) = &source {
             fd::end_if_closed(watch).map_err(|_| ENOENT)?;

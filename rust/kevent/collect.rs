@@ -5,7 +5,10 @@
 //! [`crate::queue`] has the protocol of sleeping and waking.
 
 use crate::{
-    abi::Ukevent,
+    abi::{
+        Ukevent,
+        MAX_UKEVENTS, //
+    },
     events::{
         Event,
         Find,
@@ -44,10 +47,6 @@ use kernel::{
     uaccess::UserPtr,
     uapi, //
 };
-
-/// How many changes or events a call can be given: as many as fit in 2 GiB, so that a count of them
-/// fits in what a system call returns.
-pub(crate) const MAX_UKEVENTS: u32 = i32::MAX as u32 / size_of::<Ukevent>() as u32;
 
 /// How many events are looked at, copied and claimed together.
 const BATCH: usize = 8;

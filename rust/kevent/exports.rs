@@ -42,7 +42,13 @@ fn to_int(result: Result<u32>) -> c_int {
 /// None.
 #[export]
 pub(crate) unsafe extern "C" fn kevent_rs_setup() -> c_int {
-    to_int(watched::setup().and_then(|()| timer::setup()).map(|()| 0))
+    let setup = || -> Result<u32> {
+        watched::setup()?;
+        timer::setup()?;
+        Ok(0)
+    };
+
+    to_int(setup())
 }
 
 /// Called when the realtime clock was set, or the system resumed.

@@ -19,6 +19,22 @@
 //! A watch is put in the table of [`crate::watched`] after it was armed, so whoever finds it there
 //! may disarm it.
 //!
+//! Each pair, and what keeps one from doing what the other does, or from missing it:
+//!
+//! ```text
+//! any two of those that end it            the queue's lock: the second does not find it
+//! release of the queue, and ctl, move     these have a reference to the queue
+//! release of the file, and ctl, move      these have a reference to the file
+//! release of the file, and release of     a reference to the file, taken under the lock; who gets
+//!   the queue, end of a one-shot            none leaves it to the release of the file
+//! add, and ctl, move                      the queue's mutex
+//! add, and end of a one-shot, release     `complete`: the one-shot is left for later; and add has
+//!   of the queue                            a reference to the queue
+//! add, and closing, release of the file   add marks the file, then looks whether its descriptor is
+//!                                           still there; and it has a reference to the file
+//! move, and closing                       L and M
+//! ```
+//!
 //! While a registration is moved to another queue it is in neither.  The closing of its descriptor
 //! then finds nothing to take; it leaves word in `closed`, which whoever moves it looks at when the
 //! registration has its new place:
@@ -39,8 +55,7 @@ use crate::{
         field,
         Asked,
         Op,
-        Ukevent,
-        FD_HINT, //
+        Ukevent, //
     },
     change::Named,
     events::{
@@ -91,7 +106,7 @@ use kernel::{
 const ALWAYS: u32 = mask::ERR | mask::HUP;
 
 /// What a registration is interested in beside what it asked for.
-const REPORTED: u32 = ALWAYS | FD_HINT;
+const REPORTED: u32 = ALWAYS | uapi::KEVENT_FD_HINT;
 
 /// The mode flags of registrations of files.
 const FLAGS: u32 = uapi::KEVENT_EDGE
@@ -170,6 +185,7 @@ impl FdSource {
     /// The registration must be in its queue's table, whose lock must be held.
     pub(crate) unsafe fn pin(&self) -> Option<ARef<File>> {
         // SAFETY: The release of the file takes the registration from the table before it is over.
+        // All that is done with the file is to poll it.
         unsafe { self.file.pin() }
     }
 
@@ -214,7 +230,7 @@ pub(crate) fn check(change: &Ukevent, op: Op) -> Result<Asked> {
 pub(crate) fn look_again(file: &File, events: u32, interest: u32) -> u32 {
     match poll(file, interest & mask::ALL) & interest {
         // Signalfds look at the signals of whoever polls, who need not be the one who registered.
-        0 if events & FD_HINT != 0 => events,
+        0 if events & uapi::KEVENT_FD_HINT != 0 => events,
         ready => ready,
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What kevent needs to know of files, descriptor tables, users, nodes and clocks
- * and only C can tell; and its tracepoints and sysctls.
+ * What kevent needs of the kernel and only C can have: its tracepoints and
+ * sysctls, and what there is to know of files, users, nodes and clocks.
  */
 
 #include <linux/cred.h>

@@ -75,7 +75,8 @@ impl Left {
     }
 }
 
-impl HasRcuHead for Left {
+// SAFETY: It is a field of the object, and always the same.
+unsafe impl HasRcuHead for Left {
     fn rcu_head(&self) -> &RcuHead<Self> {
         &self.rcu
     }
@@ -137,8 +138,17 @@ impl Home {
         room.into()
     }
 
+    /// Reports what happened while the registration was on its way, as `update` says it of a value.
+    ///
+    /// For whoever has moved it, when it has its new place.
+    pub(crate) fn post_strays(&self, update: impl FnOnce(u32) -> Update) {
+        if let Some(strays) = self.take_strays() {
+            self.post(update(strays), 0);
+        }
+    }
+
     /// Takes the value of what happened while the registration was on its way.
-    pub(crate) fn take_strays(&self) -> Option<u32> {
+    fn take_strays(&self) -> Option<u32> {
         // (K)
         match self.strays.xchg(0, Full) {
             0 => None,

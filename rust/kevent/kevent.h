@@ -7,6 +7,7 @@
 
 #include <linux/kevent.h>
 #include <linux/ktime.h>
+#include <linux/types.h>
 #include <uapi/linux/kevent.h>
 
 /**

@@ -2,7 +2,9 @@
 
 //! kevent: an event queue whose events can be collected from shared memory.
 //!
-//! `include/uapi/linux/kevent.h` is the interface.  The way of an event:
+//! `include/uapi/linux/kevent.h` is the interface.
+//!
+//! The way of an event:
 //!
 //! ```text
 //! file wakes its waiters      timer expires      program triggers

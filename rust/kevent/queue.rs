@@ -16,9 +16,23 @@
 //! 3. Locks of the files: the wait queues' locks are held when [`Queue::post`] is called.
 //! 4. `Queue::inner`, a spinlock with interrupts disabled: the rings, the registrations and the
 //!    hash of their keys.  Taken in callbacks, in any context.  Never those of two queues.
+//! 5. The locks of `waiters` and `pollers`, which are taken without `inner`, but with those of 3
+//!    when a file wakes.  Nobody who is called with that of `waiters` takes a lock but the
+//!    scheduler's.  Those who are called with that of `pollers` can wake others in turn, and yet
+//!    never a file that is watched: what watches files cannot be watched ([`is_aggregator`]), and
+//!    io_uring and aio signal their eventfds from another context.  So there is no circle.
 //!
-//! The wait queues `waiters` and `pollers` are woken, and entered, without `inner`.  The locks of
-//! [`crate::watched`] are taken with none of these held but `ctl`.
+//! Taken with none of these held but `ctl` or the mutex of a timer, and without any of these
+//! within: the locks of [`crate::watched`] and of the table in [`crate::timer`], `file::f_lock` and
+//! `files_struct::file_lock`.
+//!
+//! [`is_aggregator`]: crate::files::is_aggregator
+//!
+//! # What protects what
+//!
+//! `inner` is under its lock.  `waiters` and `pollers` have locks of their own.  All other fields
+//! of [`Queue`] do not change.  Programs can only read the header of the ring; the kernel writes it
+//! under `inner`, with atomics, once the queue is made.  The slots are as [`crate::ring`] says.
 //!
 //! # Sleeping and waking
 //!
@@ -45,7 +59,6 @@
 use crate::{
     abi::{
         kevent_params,
-        FD_HINT,
         OFF_SLOTS, //
     },
     events::{
@@ -1070,7 +1083,7 @@ impl FileOperations for Queue {
                 payload.source,
                 payload.ident,
                 payload.tag,
-                interest & !FD_HINT,
+                interest & !uapi::KEVENT_FD_HINT,
                 flags,
                 payload.user_data,
                 state

@@ -55,10 +55,10 @@ use core::{
     ops::DerefMut, //
 };
 
-const READY: u64 = 1;
-const GEN_SHIFT: u32 = 1;
-const GEN_MASK: u64 = 0x7fff_ffff;
-const VALUE_SHIFT: u32 = 32;
+pub(crate) const READY: u64 = 1;
+pub(crate) const GEN_SHIFT: u32 = 1;
+pub(crate) const GEN_MASK: u64 = 0x7fff_ffff;
+pub(crate) const VALUE_SHIFT: u32 = 32;
 
 /// Makes the word of an unclaimed event.
 fn ready_word(value: u32, gen: u64) -> u64 {
@@ -94,7 +94,7 @@ pub(crate) struct Payload {
 }
 
 /// The bit of a value that is not part of a count.
-const COUNT_FLAG: u32 = 1 << 31;
+pub(crate) const COUNT_FLAG: u32 = 1 << 31;
 
 /// What happened, and how it adds to what an unclaimed event says already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

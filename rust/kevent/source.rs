@@ -96,7 +96,8 @@ impl Source {
     fn file(&self) -> Option<UncountedFile> {
         match self {
             Self::Fd(watch) => Some(watch.handler().file()),
-            Self::Timer(_) | Self::User(_) => None,
+            Self::Timer(_) => None,
+            Self::User(_) => None,
         }
     }
 
@@ -131,8 +132,8 @@ impl Source {
     pub(crate) fn update(&self, value: u32) -> Update {
         match self {
             Self::Fd(_) => Update::Bits(value),
-            Self::Timer(_) | Self::User(user::Kind::Count) => Update::Count(value),
-            Self::User(user::Kind::Flags(_)) => Update::Value(value),
+            Self::Timer(_) => Update::Count(value),
+            Self::User(kind) => kind.update(value),
         }
     }
 
@@ -146,7 +147,8 @@ impl Source {
     pub(crate) fn is_complete(&self) -> bool {
         match self {
             Self::Fd(watch) => watch.handler().is_complete(),
-            Self::Timer(_) | Self::User(_) => true,
+            Self::Timer(_) => true,
+            Self::User(_) => true,
         }
     }
 
@@ -161,7 +163,8 @@ impl Source {
         match self {
             // SAFETY: By the requirements.
             Self::Fd(watch) => unsafe { watch.handler().pin() }.map(Some),
-            Self::Timer(_) | Self::User(_) => Some(None),
+            Self::Timer(_) => Some(None),
+            Self::User(_) => Some(None),
         }
     }
 

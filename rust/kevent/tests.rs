@@ -11,8 +11,7 @@ use crate::{
         kevent_params,
         Op,
         SourceKind,
-        Ukevent,
-        TIMER_CANCELED, //
+        Ukevent, //
     },
     change::Named,
     events::{
@@ -570,9 +569,7 @@ fn move_by_hand(
     f(Step::Taken, home);
     to.fill(id, terms, &source, pending, Some(room));
     f(Step::Arrived, home);
-    if let Some(strays) = home.take_strays() {
-        home.post(source.update(strays), 0);
-    }
+    home.post_strays(|value| source.update(value));
     if let Source::Fd(watch) = &source {
         fd::end_if_closed(watch)?;
     }
@@ -670,13 +667,16 @@ mod home {
             &key(uapi::KEVENT_SOURCE_TIMER, 1)?,
             |step, home| {
                 if step == Step::Taken {
-                    home.post(Update::Count(TIMER_CANCELED), 0);
+                    home.post(Update::Count(uapi::KEVENT_TIMER_CANCELED), 0);
                     home.post(Update::Count(2), 0);
                     home.post(Update::Count(i32::MAX as u32), 0);
                 }
             },
         )?;
-        assert_eq!(collect(&to), (1, TIMER_CANCELED | uapi::KEVENT_COUNT_MAX));
+        assert_eq!(
+            collect(&to),
+            (1, uapi::KEVENT_TIMER_CANCELED | uapi::KEVENT_COUNT_MAX)
+        );
         Ok(())
     }
 

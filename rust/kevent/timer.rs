@@ -12,8 +12,7 @@ use crate::{
         field,
         Asked,
         Ukevent,
-        EDGE_FLAGS,
-        TIMER_CANCELED, //
+        EDGE_FLAGS, //
     },
     change::Named,
     events::Update,
@@ -318,7 +317,9 @@ pub(crate) fn clock_was_set() {
             forget(&timer);
             if control.cancel() {
                 source.cancelled.store(true, Relaxed);
-                source.home.post(Update::Count(TIMER_CANCELED), 0);
+                source
+                    .home
+                    .post(Update::Count(uapi::KEVENT_TIMER_CANCELED), 0);
             }
         }
     }

@@ -2,10 +2,7 @@
 
 //! The tracepoints, `include/trace/events/kevent.h`.
 
-use crate::{
-    queue::Queue,
-    ring::Payload, //
-};
+use crate::ring::Payload;
 use kernel::{
     ffi::c_void,
     tracepoint::declare_trace, //
@@ -39,7 +36,7 @@ macro_rules! events {
         $(
             $(#[$doc])*
             #[inline(always)]
-            pub(crate) fn $name(queue: &Queue, payload: &Payload, value: u32) {
+            pub(crate) fn $name<Q>(queue: &Q, payload: &Payload, value: u32) {
                 let queue = core::ptr::from_ref(queue).cast();
 
                 // SAFETY: The tracepoint takes any values; the pointer is not followed.

@@ -48,6 +48,14 @@ impl Kind {
         }
     }
 
+    /// Returns what says that something of `value` happened.
+    pub(crate) fn update(self, value: u32) -> Update {
+        match self {
+            Self::Count => Update::Count(value),
+            Self::Flags(_) => Update::Value(value),
+        }
+    }
+
     /// Does what `change` triggers.
     fn trigger(&mut self, change: &Ukevent) -> Result<Effect> {
         const TRIGGER: u32 = uapi::KEVENT_NOTE_TRIGGER;

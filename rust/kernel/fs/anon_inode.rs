@@ -15,6 +15,7 @@ use crate::{
     },
     fs::File,
     mm::virt::VmaNew,
+    module::this_module,
     prelude::*,
     seq_file::SeqFile,
     sync::{
@@ -112,6 +113,7 @@ impl<T: FileOperations> FileOperationsTable<T> {
     pub const fn new() -> Self {
         Self {
             table: bindings::file_operations {
+                owner: this_module::<T::OwnerModule>().as_ptr(),
                 release: Some(Self::release),
                 poll: if T::HAS_POLL { Some(Self::poll) } else { None },
                 mmap: if T::HAS_MMAP { Some(Self::mmap) } else { None },

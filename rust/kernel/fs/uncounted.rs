@@ -42,7 +42,7 @@ use core::ptr::NonNull;
 ///
 /// // Whoever releases the file has told us of it, or has not begun yet.
 /// //
-/// // SAFETY: `file` is a reference to it.
+/// // SAFETY: `file` is a reference to it.  Its position is not used.
 /// let pinned = unsafe { known.pin() };
 ///
 /// assert_eq!(pinned.as_deref().map(UncountedFile::new), Some(known));
@@ -77,11 +77,13 @@ impl UncountedFile {
     ///
     /// # Safety
     ///
-    /// The file may be in the course of its release, but that must not be over.
+    /// The file may be in the course of its release, but that must not be over.  The position of
+    /// the file must not be used by the result: somebody else may be using it without its lock.
     pub unsafe fn pin(self) -> Option<ARef<File>> {
         // SAFETY: The file is valid, by the requirements.
         if unsafe { bindings::file_ref_get(&raw mut (*self.0.as_ptr()).f_ref) } {
-            // SAFETY: The reference was just taken.
+            // SAFETY: The reference was just taken.  By the requirements nobody minds who else uses
+            // the position.
             Some(unsafe { ARef::from_raw(self.0.cast()) })
         } else {
             None
@@ -127,7 +129,7 @@ mod tests {
 
         fn release(seen: Arc<Seen>) {
             let pinned = UncountedFile::from_raw(seen.file.load(Relaxed)).and_then(|file| {
-                // SAFETY: The file is in the course of its release.
+                // SAFETY: The file is in the course of its release.  Its position is not used.
                 unsafe { file.pin() }
             });
 
@@ -159,7 +161,7 @@ mod tests {
         assert_eq!(uncounted.addr(), file.as_ptr().addr());
         assert_eq!(UncountedFile::from_raw(file.as_ptr()), Some(uncounted));
 
-        // SAFETY: The file is referenced.
+        // SAFETY: The file is referenced.  Its position is not used.
         let pinned = unsafe { uncounted.pin() }.ok_or(EBADF)?;
 
         drop(file);

@@ -93,7 +93,7 @@ pub mod mask {
 }
 
 /// What is called when a watched file wakes its waiters.
-pub trait PollHandler: Send + Sync {
+pub trait PollHandler: Send + Sync + 'static {
     /// The file may have become ready.
     ///
     /// `events` are the bits the wake-up came with.  Zero means that it came without: anything may
@@ -499,7 +499,8 @@ impl<H: PollHandler> PollWatch<H> {
     }
 }
 
-impl<H: PollHandler> HasRcuHead for PollWatch<H> {
+// SAFETY: It is a field of the watch, and always the same.
+unsafe impl<H: PollHandler> HasRcuHead for PollWatch<H> {
     fn rcu_head(&self) -> &RcuHead<Self> {
         &self.rcu
     }

@@ -19,6 +19,7 @@ use crate::{
     },
     types::Opaque, //
 };
+
 /// The field by which an object is dropped after a grace period; wraps `struct rcu_head`.
 ///
 /// # Invariants
@@ -72,7 +73,8 @@ impl<T> Default for RcuHead<T> {
 ///     rcu: RcuHead<Self>,
 /// }
 ///
-/// impl HasRcuHead for Node {
+/// // SAFETY: It is a field of the object, and always the same.
+/// unsafe impl HasRcuHead for Node {
 ///     fn rcu_head(&self) -> &RcuHead<Self> {
 ///         &self.rcu
 ///     }
@@ -92,7 +94,11 @@ impl<T> Default for RcuHead<T> {
 /// assert_eq!(other.value, 1);
 /// # Ok::<(), Error>(())
 /// ```
-pub trait HasRcuHead: Sized + Send + Sync {
+///
+/// # Safety
+///
+/// `rcu_head` must return a field of the object, and the same one each time.
+pub unsafe trait HasRcuHead: Sized + Send + Sync + 'static {
     /// Returns the field.
     fn rcu_head(&self) -> &RcuHead<Self>;
 }
@@ -114,8 +120,8 @@ pub fn drop_after_grace<T: HasRcuHead>(object: Arc<T>) {
 
     // The callback owns the reference now.
     core::mem::forget(object);
-    // SAFETY: By the invariant nobody else uses the head, and the reference that the
-    // callback owns keeps it alive.
+    // SAFETY: By the invariant nobody else uses the head.  It is a field of the object, which the
+    // reference that the callback owns keeps alive.
     unsafe { bindings::call_rcu(head, Some(run::<T>)) }
 }
 
@@ -171,7 +177,8 @@ mod tests {
         }
     }
 
-    impl HasRcuHead for Counted {
+    // SAFETY: It is a field of the object, and always the same.
+    unsafe impl HasRcuHead for Counted {
         fn rcu_head(&self) -> &RcuHead<Self> {
             &self.rcu
         }

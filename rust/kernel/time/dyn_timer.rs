@@ -85,7 +85,7 @@ pub enum Next {
 }
 
 /// What is called when a timer expires.
-pub trait TimerHandler: Send + Sync {
+pub trait TimerHandler: Send + Sync + 'static {
     /// The timer has expired.
     ///
     /// Called in softirq context.  It must not control the timer, nor drop the last reference to
@@ -168,6 +168,9 @@ enum Use {
 /// # Ok::<(), Error>(())
 /// ```
 ///
+/// Dropping it cancels it, so what [`Control::cancel`] demands of its caller holds for whoever
+/// drops the last reference, too.
+///
 /// # Invariants
 ///
 /// `timer` is initialised.  It is started and cancelled with `control` held.
@@ -247,7 +250,7 @@ impl<H: TimerHandler> DynTimer<H> {
 #[pinned_drop]
 impl<H: TimerHandler> PinnedDrop for DynTimer<H> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: The timer is initialised, and its handler does not drop it.
+        // SAFETY: The timer is initialised.
         unsafe { bindings::hrtimer_cancel(self.timer.get()) };
     }
 }
@@ -259,7 +262,7 @@ pub struct Control<'a, H: TimerHandler> {
 }
 
 impl<H: TimerHandler> Control<'_, H> {
-    /// Starts the timer anew, unless it was shut down.
+    /// Starts the timer anew, unless it was shut down.  Cancels it first; see [`Control::cancel`].
     ///
     /// A time from now does not change when the clock is set.
     pub fn start(&mut self, clock: Clock, expires: Expires) {
@@ -285,14 +288,16 @@ impl<H: TimerHandler> Control<'_, H> {
 
     /// Cancels the timer: its handler is not running when this returns.
     ///
+    /// Waits for the handler if it is running, so the caller must hold no lock that the handler
+    /// takes, nor keep softirqs from running on the CPU that runs it.
+    ///
     /// Returns whether it was still to expire.
     pub fn cancel(&mut self) -> bool {
-        // SAFETY: The timer is initialised.  Its handler takes no locks that the caller holds, as
-        // those who hold a mutex hold no lock of softirq context.
+        // SAFETY: The timer is initialised.
         unsafe { bindings::hrtimer_cancel(self.timer.timer.get()) != 0 }
     }
 
-    /// Cancels the timer for good: it cannot be started any more.
+    /// Cancels the timer for good, as [`Control::cancel`] does: it cannot be started any more.
     pub fn shut_down(&mut self) {
         *self.usage = Use::ShutDown;
         self.cancel();
