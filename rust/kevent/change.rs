@@ -350,10 +350,7 @@ impl Queue {
         if let Some(home) = source.home() {
             home.post_strays(|value| source.update(value));
         }
-        if let Source::Fd(watch) = &source {
-            fd::end_if_closed(watch).map_err(|_| ENOENT)?;
-        }
-        Ok(())
+        source.end_if_closed().map_err(|_| ENOENT)
     }
 }
 

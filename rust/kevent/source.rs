@@ -20,6 +20,7 @@ use kernel::{
         File,
         UncountedFile, //
     },
+    prelude::*,
     sync::{
         aref::ARef,
         Arc, //
@@ -165,6 +166,21 @@ impl Source {
             Self::Fd(watch) => unsafe { watch.handler().pin() }.map(Some),
             Self::Timer(_) => Some(None),
             Self::User(_) => Some(None),
+        }
+    }
+
+    /// Ends the registration, which was just moved, if its descriptor was closed meanwhile.
+    ///
+    /// Its file, if it is of one, must be referenced by the caller.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF`: it was closed.
+    pub(crate) fn end_if_closed(&self) -> Result {
+        match self {
+            Self::Fd(watch) => fd::end_if_closed(watch),
+            Self::Timer(_) => Ok(()),
+            Self::User(_) => Ok(()),
         }
     }
 

@@ -570,10 +570,7 @@ fn move_by_hand(
     to.fill(id, terms, &source, pending, Some(room));
     f(Step::Arrived, home);
     home.post_strays(|value| source.update(value));
-    if let Source::Fd(watch) = &source {
-        fd::end_if_closed(watch)?;
-    }
-    Ok(())
+    source.end_if_closed()
 }
 
 #[kunit_tests(kevent_home)]
