@@ -144,17 +144,25 @@ static void aio_destroy(aio_context_t ctx)
 	syscall(__NR_io_destroy, ctx);
 }
 
-static int aio_poll(aio_context_t ctx, int fd)
+/* Polls once; an eventfd, unless it is negative, is told of the completion. */
+static int aio_poll_and_tell(aio_context_t ctx, int fd, int efd)
 {
 	struct iocb cb = {
 		.aio_lio_opcode = IOCB_CMD_POLL,
 		.aio_fildes = fd,
 		.aio_buf = POLLIN,
+		.aio_flags = efd < 0 ? 0 : IOCB_FLAG_RESFD,
+		.aio_resfd = efd < 0 ? 0 : efd,
 	};
 	struct iocb *cbs[] = { &cb };
 	long ret = syscall(__NR_io_submit, ctx, 1L, cbs);
 
 	return ret < 0 ? -errno : ret;
+}
+
+static int aio_poll(aio_context_t ctx, int fd)
+{
+	return aio_poll_and_tell(ctx, fd, -1);
 }
 
 static int aio_wait(aio_context_t ctx, struct io_event *ev, int timeout_ms)
@@ -981,6 +989,33 @@ TEST_F(circle, is_no_reason_to_end_other_polls)
 		EXPECT_EQ(1, take_events(&self->q, self->efd));
 		EXPECT_EQ(0, uring_wait(&self->r, &cqe, 0));
 	}
+}
+
+/*
+ * The same circle by way of aio, begun by another source: who tells the eventfd
+ * of a completion right in the wake-up of the queue comes back to that queue
+ * with its lock held.
+ */
+TEST_F(watchers, can_tell_an_eventfd_that_the_queue_watches)
+{
+	struct ukevent evs[4];
+	struct io_event ev;
+	aio_context_t ctx;
+
+	if (aio_setup(&ctx))
+		SKIP(return, "there is no aio");
+	/* Two, so that there is somebody left to be woken. */
+	for (int i = 0; i < 2; i++)
+		ASSERT_EQ(1, aio_poll_and_tell(ctx, self->q.fd, self->efd));
+	ASSERT_EQ(1, kq_trigger(&self->q, 1, 1, 0));
+	for (int i = 0; i < 2; i++) {
+		ASSERT_EQ(1, aio_wait(ctx, &ev, PATIENCE_MS));
+		EXPECT_EQ(POLLIN, ev.res & ~POLLRDNORM);
+	}
+	/* That of the trigger, and that of the eventfd */
+	EXPECT_EQ(2, kq_getevents(&self->q, evs, 2, ARRAY_SIZE(evs),
+				  PATIENCE_MS));
+	aio_destroy(ctx);
 }
 
 /*
