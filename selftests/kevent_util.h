@@ -39,12 +39,6 @@
 /* To print them, the harness makes 64-bit numbers of pointers of 32 bits. */
 #pragma GCC diagnostic ignored "-Wpointer-to-int-cast"
 
-#ifndef __NR_kevent_init
-#define __NR_kevent_init	473
-#define __NR_kevent_ctl		474
-#define __NR_kevent_getevents	475
-#endif
-
 /* How long to wait for what has to come: only a failing test takes so long. */
 #define PATIENCE_MS	8000
 /* How long to wait for what must not come, from a source that is slow. */

@@ -7,7 +7,6 @@
 #include <linux/cred.h>
 #include <linux/fault-inject-usercopy.h>
 #include <linux/fdtable.h>
-#include <linux/file.h>
 #include <linux/fs.h>
 /* It needs the one above. */
 #include <linux/eventpoll.h>

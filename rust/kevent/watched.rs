@@ -3,7 +3,9 @@
 //! Who watches which file: a table of all watches in the system, by file.
 //!
 //! It is how the release of a file and the closing of a descriptor find the registrations that they
-//! end.  Files that were never watched do not come here; see `FMODE_KEVENT`.
+//! end.
+//!
+//! Files that were never watched do not come here; see `FMODE_KEVENT`.
 
 use crate::fd::Watch;
 use kernel::{

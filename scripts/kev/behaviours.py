@@ -158,8 +158,8 @@ def document(tests):
              *textwrap.wrap("The behaviour of kevent and the test of each, in "
                             "``tools/testing/selftests/kevent``: the program, the fixture if "
                             "there is one, and the test. About half of them run in variants, by "
-                            "the ring and by system call, and all of them as 32-bit programs, "
-                            "too.", 79), ""]
+                            "the ring and by system call. They can be built as 32-bit "
+                            "programs, too.", 79), ""]
     for program, of_program in itertools.groupby(tests, group):
         lines += [*heading(program, "-"), ".. list-table::", "   :widths: 40 60", ""]
         for test in of_program:
