@@ -48,7 +48,7 @@ def compilers(machine, tally):
     """{language: command} of all that kevq.h is for; c++ or c, with -32 for 32 bits."""
     if machine.native:
         whys = {"c": "", "c++": "", "c-32": setup.why_not_32()}
-        found = {"c": ["gcc"], "c++": ["g++", "-x", "c++"], "c-32": setup.cc_32()}
+        found = {"c": ["gcc"], "c++": ["g++", "-x", "c++"], "c-32": ["gcc", *setup.flags_32()]}
     else:
         bits = {"c": 64, "c-32": 32}
         whys = {name: cross.why_not_programs(machine, bits[name]) for name in bits}
@@ -91,7 +91,7 @@ def compile_all(tally, machine, folder):
         header = folder / "header.c"
         header.write_text('#include "kevq.h"\n')
         tally.judge("kevq.h is C++ with 32 bits", compiled(
-            [*languages["c++"], *languages["c-32"][1:], standard("c++"), "-c"], header,
+            [*languages["c++"], *setup.flags_32(), standard("c++"), "-c"], header,
             folder / "header.o"))
     if "c" not in languages:
         return []

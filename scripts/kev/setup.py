@@ -131,14 +131,14 @@ def links_32():
     return links(["gcc", "-m32", "-pthread", "-x", "c", "-"], HELLO) and LOADER_32.exists()
 
 
-@functools.cache
-def cc_32():
-    """gcc for 32-bit programs. The kernel's headers are those of 64 bits, which only gcc-multilib
-    would have it find: on x86 they are the same files."""
+def flags_32():
+    """Options for 32-bit programs. The kernel's headers are those of 64 bits, which only
+    gcc-multilib would have gcc find: on x86 they are the same files."""
     multiarch = ui.output(["gcc", "-print-multiarch"]).strip()
-    return ["gcc", "-m32", "-idirafter", f"/usr/include/{multiarch}"]
+    return ["-m32", "-idirafter", f"/usr/include/{multiarch}"]
 
 
+@functools.cache
 def why_not_32():
     """Why this machine cannot have 32-bit programs; '' if it can. Installs what they need."""
     packages("build")
