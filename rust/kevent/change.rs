@@ -347,9 +347,6 @@ impl Queue {
         };
 
         target.fill(id, terms, &source, pending, room);
-        if let Some(home) = source.home() {
-            home.post_strays(|value| source.update(value));
-        }
         source.end_if_closed().map_err(|_| ENOENT)
     }
 }

@@ -10,6 +10,7 @@ use crate::{
         MAX_UKEVENTS, //
     },
     events::{
+        Claim,
         Event,
         Find,
         Payload,
@@ -54,7 +55,7 @@ const BATCH: usize = 8;
 /// How often an event is looked at again because its source was woken meanwhile.
 const LOOKS: u32 = 3;
 
-/// How often an event is looked at again, in all; then it is left for the next time.
+/// How often an event is looked at again, in all; then it is left to the next call.
 const MAX_LOOKS: u32 = 2 * LOOKS;
 
 /// What to wait for, and for how long.
@@ -95,10 +96,10 @@ enum Waited {
 
 /// Returns why not to wait any longer, if so.
 fn over(deadline: Deadline) -> Option<Waited> {
-    if current!().signal_pending() {
-        Some(Waited::Interrupted)
+    if deadline.is_over() {
+        Some(Waited::Expired)
     } else {
-        deadline.is_over().then_some(Waited::Expired)
+        current!().signal_pending().then_some(Waited::Interrupted)
     }
 }
 
@@ -198,7 +199,7 @@ impl Queue {
                 // There may be more, and what is level-triggered is still there.
                 self.pass_on();
             }
-            if collected.events == before && matches!(waited, Waited::Ready(_)) {
+            if collected.events == before && missing != 0 && matches!(waited, Waited::Ready(_)) {
                 // Somebody else was faster, and can be so again and again.
                 if let Some(over) = over(wait.deadline) {
                     waited = over;
@@ -271,6 +272,7 @@ impl Queue {
     /// any more.  May sleep.
     fn are_ready(&self, min: u32) -> bool {
         let scan = self.inner.lock().events.scan();
+        let mut seen = false;
 
         loop {
             let found = {
@@ -287,11 +289,18 @@ impl Queue {
                     })
             };
             let Some((event, interest, file)) = found else {
-                return self.count(min) >= min;
-            };
-            let so = file.is_some_and(|file| fd::look_again(&file, 0, interest) != 0);
+                let enough = self.count(min) >= min;
 
-            if !so {
+                if seen && !enough {
+                    // Another call that had found them too has left them to this one.
+                    self.wake_pollers();
+                }
+                return enough;
+            };
+
+            if file.is_some_and(|file| fd::look_again(&file, 0, interest) != 0) {
+                seen = true;
+            } else {
                 self.claim_all([(&event, false, true)]);
             }
         }
@@ -316,15 +325,17 @@ impl Queue {
 
         while collected.events < max {
             // Whoever is killed will not see what is collected.
-            if scan.is_some() && current!().fatal_signal_pending() {
+            if current!().fatal_signal_pending() {
+                self.wake_for_others();
                 break;
             }
 
             // What is looked at again is looked at alone.
             let most = if looks == 0 { BATCH as u32 } else { 1 };
             let most = most.min(max.saturating_sub(collected.events));
+            let to = collected.end_of(buffer);
             let mut batch = Batch::new();
-            let (scan, here, end) = {
+            let (scan, here, end, claimed) = {
                 let mut inner = self.inner.lock();
 
                 if inner.events.waiting() != 0 {
@@ -339,26 +350,43 @@ impl Queue {
                         // SAFETY: The registration is in the table, and the lock is held.
                         batch.push(unsafe { Taken::new(event, terms, source) });
                     });
+                // What others change all the time can only be claimed together with its copy.
+                let claimed = looks != 0
+                    && batch.first_mut().is_some_and(|taken| {
+                        taken.put_now(to)
+                            && inner.events.claim(&taken.event, true, false) == Claim::Done
+                    });
                 // What waits can find room when something is claimed.
                 let end = batch.is_empty() || inner.events.waiting() == 0;
 
-                (scan, here, end && find == Find::End)
+                (scan, here, end && find == Find::End, claimed)
             };
 
             // What was seen of a source while it was woken again may be out of date.
             let precise = looks < LOOKS;
 
-            for taken in &mut *batch {
-                taken.look(precise);
-            }
-            if self.deliver(&batch, buffer, collected, precise)? && looks < MAX_LOOKS {
-                scan.again(&here);
-                looks += 1;
-            } else if end {
-                break;
+            if claimed {
+                for taken in &*batch {
+                    collected.add(self, taken);
+                }
             } else {
-                looks = 0;
+                for taken in &mut *batch {
+                    taken.look(precise);
+                }
+                if self.deliver(&batch, buffer, collected, precise)? {
+                    if looks < MAX_LOOKS {
+                        scan.again(&here);
+                        looks += 1;
+                        continue;
+                    }
+                    // It is there, and whoever was woken for it may be this caller.
+                    self.wake_for_others();
+                }
             }
+            if end {
+                break;
+            }
+            looks = 0;
         }
         Ok(())
     }
@@ -385,8 +413,7 @@ impl Queue {
             }
 
             let some = rest.get(..together).unwrap_or(rest);
-            let offset = collected.events as usize * size_of::<Ukevent>();
-            let copied = put_events(buffer.wrapping_byte_add(offset), some);
+            let copied = put_events(collected.end_of(buffer), some);
             let claims = some.iter().take(copied).map(|taken| {
                 let untouched = precise && matches!(taken.of, Of::File(_));
 
@@ -395,10 +422,7 @@ impl Queue {
             let mut done = self.claim_all(claims);
 
             for taken in some.iter().take(done) {
-                collected.add(taken);
-                if trace::collects() && taken.value() != 0 {
-                    trace::collect(self, &taken.payload(), taken.value());
-                }
+                collected.add(self, taken);
             }
             match some.get(done) {
                 Some(failed) if done < copied => {
@@ -469,6 +493,24 @@ impl Taken {
         };
     }
 
+    /// Copies it to `to`, if it says all of itself and the memory is there.  Does not sleep.
+    ///
+    /// Returns whether it did.
+    #[cold]
+    fn put_now(&mut self, to: UserPtr) -> bool {
+        if !matches!(self.of, Of::Other) {
+            return false;
+        }
+        self.out.0.events = self.event.value;
+        // SAFETY: The event is valid, and it can be called in any context.
+        unsafe {
+            bindings::kevent_put_event_nofault(
+                to.as_mut_ptr().cast(),
+                (&raw const self.out.0).cast(),
+            )
+        }
+    }
+
     /// Returns what is so.
     fn value(&self) -> u32 {
         self.out.0.events
@@ -485,12 +527,20 @@ impl Taken {
 }
 
 impl Collected {
-    /// Counts an event that was claimed.
+    /// Returns where the next event goes in the buffer.
+    fn end_of(&self, buffer: UserPtr) -> UserPtr {
+        buffer.wrapping_byte_add(self.events as usize * size_of::<Ukevent>())
+    }
+
+    /// Counts an event that was claimed from `queue`.
     #[inline(always)]
-    fn add(&mut self, taken: &Taken) {
+    fn add(&mut self, queue: &Queue, taken: &Taken) {
         if taken.value() != 0 {
             self.events = self.events.wrapping_add(1);
             self.flags |= taken.out.0.flags;
+            if trace::collects() {
+                trace::collect(queue, &taken.payload(), taken.value());
+            }
         }
     }
 }
@@ -562,5 +612,95 @@ fn put_events(to: UserPtr, taken: &[Taken]) -> usize {
             size_of::<Taken>(),
             taken.len() as u32,
         ) as usize
+    }
+}
+
+#[cfg(CONFIG_KEVENT_KUNIT_TEST)]
+#[kunit_tests(kevent_collect)]
+mod tests {
+    use super::*;
+    use crate::{
+        abi::{
+            Op,
+            SourceKind, //
+        },
+        change::Named,
+        tests::{
+            add_fd,
+            close,
+            install,
+            make,
+            of,
+            Fake, //
+        }, //
+    };
+    use kernel::sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        poll_watch::{
+            mask,
+            PollHandler,
+            PollWatch,
+            Sharing, //
+        },
+        Arc, //
+    };
+
+    /// Who polls a queue.
+    struct Poller {
+        woken: Atomic<u32>,
+    }
+
+    impl PollHandler for Poller {
+        fn woken(&self, _: u32) -> bool {
+            self.woken.fetch_add(1, Relaxed);
+            true
+        }
+    }
+
+    #[test]
+    fn who_sees_an_event_and_leaves_it_tells_those_who_poll() -> Result {
+        let queue_file = make(4, 0)?;
+        let queue = of(&queue_file)?;
+        let (fake, file) = Fake::new()?;
+        let fd = install(file)?;
+        let mut add = add_fd(fd, mask::IN);
+        let poller = Arc::pin_init(
+            PollWatch::new(
+                Poller {
+                    woken: Atomic::new(0),
+                },
+                Sharing::All,
+            ),
+            GFP_KERNEL,
+        )?;
+        let woken = || poller.handler().woken.load(Relaxed);
+
+        add.0.flags = uapi::KEVENT_LEVEL;
+        fake.ready.store(mask::IN, Relaxed);
+        fd::add(
+            queue,
+            &fd::check(&add, Op::Add)?,
+            &Named::by(&add, SourceKind::Fd)?,
+        )?;
+        // SAFETY: It is a new watch, and disarmed below.
+        unsafe { PollWatch::arm(&poller, &queue_file, mask::IN) }?;
+
+        // One is too few, and who has found it before could not claim it meanwhile.
+        assert!(!queue.are_ready(2));
+        assert_eq!(woken(), 1);
+        assert!(queue.are_ready(1));
+        assert_eq!(woken(), 1);
+        // It is not ready any more, which is news to nobody.
+        fake.ready.store(0, Relaxed);
+        assert!(!queue.are_ready(1));
+        assert_eq!(woken(), 1);
+
+        // SAFETY: It was armed above, and its file is alive.
+        unsafe { PollWatch::disarm(poller) };
+        close(fd);
+        Ok(())
     }
 }

@@ -919,13 +919,17 @@ impl<P: Parts> Events<P> {
             State::Waiting { value } => {
                 self.table.unlink(&mut self.waiting, id);
                 self.set_state(id, State::Idle);
-                self.announce();
+                if self.waiting.is_empty() {
+                    self.announce();
+                }
                 Ok(Pending::Event(value))
             }
             State::Ready { .. } => {
                 self.table.unlink(&mut self.ready, id);
                 self.set_state(id, State::Idle);
-                self.announce();
+                if self.ready.is_empty() {
+                    self.announce();
+                }
                 // Any of it may be so.
                 let interest = self.terms(id).map_or(0, |terms| terms.interest);
 
@@ -1101,6 +1105,7 @@ impl<P: Parts> Events<P> {
             }
             State::Waiting { value } => {
                 *value = update.apply(*value);
+                self.flush_some();
                 Post::Merged
             }
             State::Ready { .. } => Post::Merged,

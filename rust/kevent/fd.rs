@@ -42,13 +42,16 @@
 //! ```text
 //! close                                 mover
 //!
-//! (L) store `closed`, full barrier          put it in the new queue
+//! (L) store `closed`, full barrier          lock the new queue
 //!     look for it at its place          (M) store where it is, full barrier
 //!                                           look at `closed`
+//!                                           put it there, disabled if it is closed
+//!                                           unlock the new queue, end it if it is closed
 //! ```
 //!
-//! Store buffering: one of the two ends it.  Without either of the barriers both could miss the
-//! other, and the registration would outlive its descriptor, and its file.
+//! Store buffering: one of the two ends it, and the closing waits for that, or the registration
+//! reports nothing in its new place.  Without either of the barriers both could miss the other, and
+//! the registration would outlive its descriptor, and its file.
 
 use crate::{
     abi::{
@@ -167,6 +170,11 @@ impl FdSource {
         self.file
     }
 
+    /// Returns the table of the descriptor.
+    pub(crate) fn table(&self) -> TableId {
+        self.table
+    }
+
     /// Returns where the registration is.
     #[inline]
     pub(crate) fn home(&self) -> &Home {
@@ -176,6 +184,11 @@ impl FdSource {
     /// Returns whether [`add`] is done with the watch, so that it can be disarmed.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete.load(Acquire)
+    }
+
+    /// Returns whether the descriptor was closed; see (M).
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
     }
 
     /// Takes a reference to the file, unless it is being released.
@@ -335,10 +348,17 @@ pub(crate) fn add(queue: ArcBorrow<'_, Queue>, asked: &Asked, named: &Named) -> 
 pub(crate) fn modify(queue: ArcBorrow<'_, Queue>, asked: &Asked, named: &Named) -> Result {
     let (terms, enabled) = asked;
     let file = named.file.as_deref().ok_or(EBADF)?;
-    let (watch, _) = queue.modify(&named.key, terms, *enabled, None, |source| match source {
-        Source::Fd(watch) if watch.handler().sharing == Sharing::All => Ok(watch.clone()),
-        _ => Err(EINVAL),
-    })?;
+    let watch = queue.modify(
+        &named.key,
+        terms,
+        *enabled,
+        None,
+        |source| match source {
+            Source::Fd(watch) if watch.handler().sharing == Sharing::All => Ok(watch.clone()),
+            _ => Err(EINVAL),
+        },
+        |_, _| None,
+    )?;
 
     // What happened before is found here; what happens from now on finds the new interest, which
     // was set under the lock that the callback takes.
@@ -377,7 +397,7 @@ pub(crate) fn end(watch: &Arc<Watch>) {
 /// `EBADF`: it was closed.
 pub(crate) fn end_if_closed(watch: &Arc<Watch>) -> Result {
     // (M) was the full barrier of `Home::settle`.
-    if watch.handler().closed.load(Relaxed) {
+    if watch.handler().is_closed() {
         end(watch);
         return Err(EBADF);
     }
@@ -396,17 +416,15 @@ pub(crate) fn finish(watch: Arc<Watch>) {
 
 /// Ends the registrations of a file that is being released.
 pub(crate) fn file_released(file: UncountedFile) {
-    watched::for_each(file, |watch| end(&watch));
+    watched::for_each(file, None, |watch| end(&watch));
 }
 
 /// Ends the registrations of those descriptors of `file` in `table` that do not refer to it any
 /// more.
 pub(crate) fn fd_closed(file: &File, table: TableId) {
-    watched::for_each(UncountedFile::new(file), |watch| {
-        let source = watch.handler();
-
+    watched::for_each(UncountedFile::new(file), Some(table), |watch| {
         // SAFETY: The table is the one in which a descriptor was just closed.
-        if source.table == table && !unsafe { table.refers_to(source.fd, file) } {
+        if !unsafe { table.refers_to(watch.handler().fd, file) } {
             end(&watch);
         }
     });

@@ -2,6 +2,7 @@
 
 //! What kevent needs to know of files and descriptor tables; `glue.c`, made safe.
 
+use core::ptr;
 use kernel::{
     bindings,
     current,
@@ -12,7 +13,7 @@ use kernel::{
 ///
 /// It is only an address, and a table can be freed.  It is not followed unless the caller knows
 /// that the table is alive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TableId(*mut bindings::files_struct);
 
 // SAFETY: It is only an address.
@@ -21,6 +22,9 @@ unsafe impl Send for TableId {}
 unsafe impl Sync for TableId {}
 
 impl TableId {
+    /// No table; before all others in their order.
+    pub(crate) const NONE: Self = Self(ptr::null_mut());
+
     /// Returns the descriptor table of the current task.
     pub(crate) fn current() -> Self {
         // SAFETY: The current task is alive, and only it changes its table.

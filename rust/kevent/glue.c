@@ -184,6 +184,16 @@ fault:
 	return i;
 }
 
+/*
+ * Copies an event to user memory if that is there.  Does not sleep.
+ *
+ * Returns whether it did.
+ */
+bool kevent_put_event_nofault(struct ukevent __user *to, const struct ukevent *event)
+{
+	return !copy_to_user_nofault(to, event, sizeof(*to));
+}
+
 bool kevent_node_has_memory(unsigned int node)
 {
 	return node < MAX_NUMNODES && node_state(node, N_MEMORY);

@@ -11,10 +11,10 @@
 //! callback                              mover
 //!
 //!     find the registration gone            take the registration from the old queue
-//! (H) add to `strays`, full barrier         lock the new queue, put it there, store `queue`
+//! (H) add to `strays`, full barrier         lock the new queue, store `queue`
 //! (I) look whether `at` has changed     (J) store `at`, full barrier
-//!     if so, take `strays` and go there     unlock the new queue
-//!                                       (K) take `strays`, post them there
+//!     if so, take `strays` and go there (K) take `strays`
+//!                                           put it there, post them, unlock the new queue
 //! ```
 //!
 //! Whoever moves it on takes it under the lock of the new queue, and so stores its `queue` and `at`
@@ -118,7 +118,7 @@ impl Home {
     /// Says that the registration was moved to `queue`, where it has the id `id`, and returns the
     /// queue that it has left, which is to be dropped after a grace period.
     ///
-    /// Must be called under the lock of `queue` under which the registration was put there: whoever
+    /// Must be called under the lock of `queue` under which the registration is put there: whoever
     /// moves it on takes it under that lock, so one is settled after the other.
     #[must_use]
     pub(crate) fn settle(
@@ -138,17 +138,9 @@ impl Home {
         room.into()
     }
 
-    /// Reports what happened while the registration was on its way, as `update` says it of a value.
-    ///
-    /// For whoever has moved it, when it has its new place.
-    pub(crate) fn post_strays(&self, update: impl FnOnce(u32) -> Update) {
-        if let Some(strays) = self.take_strays() {
-            self.post(update(strays), 0);
-        }
-    }
-
-    /// Takes the value of what happened while the registration was on its way.
-    fn take_strays(&self) -> Option<u32> {
+    /// Takes the value of what happened while the registration was on its way, for whoever has told
+    /// where it is.
+    pub(crate) fn take_strays(&self) -> Option<u32> {
         // (K)
         match self.strays.xchg(0, Full) {
             0 => None,

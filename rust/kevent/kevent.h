@@ -69,5 +69,6 @@ u32 kevent_hash(u64 ident, u32 tag, u32 source);
 bool kevent_get_change(struct ukevent *to, const struct ukevent __user *from);
 unsigned int kevent_put_events(struct ukevent __user *to, const struct ukevent *event,
 			       size_t stride, unsigned int nr);
+bool kevent_put_event_nofault(struct ukevent __user *to, const struct ukevent *event);
 
 #endif /* _FS_KEVENT_H */

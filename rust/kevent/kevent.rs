@@ -26,8 +26,21 @@
 //! registrations are, and `trace` the tracepoints.
 //!
 //! `ring`, `table` and `events` are free of kernel types and are tested on the host as well.
-//! [`queue`] has the order of the locks, [`events`] the states of a registration, [`fd`] who ends
-//! one, [`ring`] and [`home`] the memory ordering.
+//! [`queue`] has the order of the locks and what protects what, [`events`] the states of a
+//! registration, [`fd`] who ends one and what keeps each two of them apart.
+//!
+//! The barriers have letters, which are explained where they are.  Each pair has a litmus test, and
+//! a twin without it that fails:
+//!
+//! ```text
+//! ring        A - C     who sees the word of a slot sees its payload
+//!             D - B     a payload is not overwritten before it was read
+//!             F - E     a source changes, or its event is claimed: one sees the other
+//! queue       A - D     who waits and who posts; by the lock of the queue
+//! home        H - J     what happens during a move is seen by one of the two
+//! fd          L - M     so is the closing of a descriptor during a move
+//! poll_watch  A - B     a wait queue that is freed while its file lives, and who leaves it
+//! ```
 
 use kernel::prelude::*;
 

@@ -7,11 +7,10 @@
 //! From the outermost to the innermost:
 //!
 //! 1. `Queue::ctl`, a mutex: one change at a time, but for triggers and `KEVENT_OP_WAKE`, which do
-//!    without.  A name that is looked up twice under it can be there once only, or stand for
-//!    another registration: one that has ended is removed without it, and one that is moved here
-//!    comes without it.  Held across `->poll` of the files, so nothing that a file does may take
-//!    it; in particular the release of a file does not.  A registration that is moved comes to the
-//!    other queue without the mutex of that.
+//!    without.  What a name stands for that is looked up twice under it can be gone the second
+//!    time, or be another registration: those that have ended are removed, and those that are
+//!    moved here are inserted, without it.  Held across `->poll` of the files, so nothing that a
+//!    file does may take it; in particular the release of a file does not.
 //! 2. The mutex of a timer; see [`crate::timer`].
 //! 3. Locks of the files: the wait queues' locks are held when [`Queue::post`] is called.
 //! 4. `Queue::inner`, a spinlock with interrupts disabled: the rings, the registrations and the
@@ -418,6 +417,20 @@ impl Queue {
         woken || wake.pollers
     }
 
+    /// Wakes whoever waits, for an event that was looked at but not collected.
+    pub(crate) fn wake_for_others(&self) {
+        let wake = self.whom_to_wake(&self.inner.lock());
+
+        self.wake(wake, 0);
+    }
+
+    /// Wakes those who poll the queue.
+    pub(crate) fn wake_pollers(&self) {
+        if self.pollers.is_active() {
+            self.pollers.wake_one((mask::IN | mask::RDNORM) as usize);
+        }
+    }
+
     /// Claims events that were found, each with whether it is so and to be untouched, until one
     /// cannot be claimed; see [`Events::claim`].
     ///
@@ -598,6 +611,8 @@ impl Queue {
 
     /// Puts a registration where an id was reserved for it, and tells its home, for which there is
     /// `room`; `pending` is what it has to say.
+    ///
+    /// If its descriptor was closed meanwhile, it says nothing any more; the caller ends it.
     pub(crate) fn fill(
         self: ArcBorrow<'_, Self>,
         id: u32,
@@ -609,16 +624,26 @@ impl Queue {
         let ours = source.clone();
         let (_unused, left, wake) = {
             let mut inner = self.inner.lock();
-            let unused = inner.events.fill(id, terms, ours, pending);
             // Before anybody can take it from here, to move it on.
             let left = match (source.home(), room) {
                 (Some(home), Some(room)) => Some(home.settle(self.into(), id, room)),
                 _ => None,
             };
-            let wake = match pending {
-                Pending::Event(value) => self.post_locked(&mut inner, id, source.update(value)),
-                _ => None,
+            let strays = source.home().and_then(Home::take_strays);
+            let pending = match source.is_closed() {
+                true => Pending::Disabled(0),
+                false => pending,
             };
+            let unused = inner.events.fill(id, terms, ours, pending);
+            let mut wake = None;
+
+            if let Pending::Event(value) = pending {
+                wake = self.post_locked(&mut inner, id, source.update(value));
+            }
+            // Under the lock, so that nobody changes what is registered before it has these.
+            if let Some(value) = strays {
+                wake = wake.or(self.post_locked(&mut inner, id, source.update(value)));
+            }
 
             (unused, left, wake)
         };
@@ -654,7 +679,8 @@ impl Queue {
 
     /// Changes what a registration says and how, and its source to `new` if that is given.
     ///
-    /// Returns what `look` finds in its old source, and what it had to say and was taken back.
+    /// Returns what `look` finds in its old source.  What it had to say is taken back; `again` is
+    /// called with what `look` found, and tells what of it is to be reported after all.
     ///
     /// # Errors
     ///
@@ -666,10 +692,10 @@ impl Queue {
         enabled: bool,
         new: Option<Source>,
         mut look: impl FnMut(&Source) -> Result<R>,
-    ) -> Result<(R, Pending)> {
+        again: impl Fn(&R, Pending) -> Option<Update>,
+    ) -> Result<R> {
         let mut new = new;
-
-        self.retry(|inner| {
+        let (found, wake) = self.retry(|inner| {
             let id = inner.id_of(key).ok_or(ENOENT)?;
 
             // Whatever else is wrong, one that has ended is not there.
@@ -689,8 +715,15 @@ impl Queue {
             if let Pending::Event(value) = pending {
                 trace::cancel(self, &terms.payload, value);
             }
-            Ok(Ok((found, pending)))
-        })
+
+            let wake =
+                again(&found, pending).and_then(|update| self.post_locked(inner, id, update));
+
+            Ok(Ok((found, wake)))
+        })?;
+
+        self.wake(wake, 0);
+        Ok(found)
     }
 
     /// Makes a registration report nothing.

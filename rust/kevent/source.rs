@@ -66,11 +66,11 @@ impl Key {
 
 /// Returns the hash for the name of a registration.
 ///
-/// A descriptor is its own: descriptors are small and dense.  A program that picks them so that
-/// they come together gets no more into one place than the square root of their limit: of `n` that
+/// A descriptor is its own hash: descriptors are small and dense.  A program that picks them so
+/// that they collide gets no more into one bucket than the square root of their limit: of `n` that
 /// are registered, of `l` at most, neither more than `n` nor than `l / n` are there; times the
 /// number of processes that register descriptors of their own in the same queue.  Other names are
-/// up to the program; it cannot guess what becomes of them.
+/// up to the program, which cannot predict their hashes.
 fn hash(payload: &Payload) -> u32 {
     match u32::try_from(payload.ident) {
         Ok(fd) if payload.tag == 0 && u32::from(payload.source) == uapi::KEVENT_SOURCE_FD => fd,
@@ -166,6 +166,15 @@ impl Source {
             Self::Fd(watch) => unsafe { watch.handler().pin() }.map(Some),
             Self::Timer(_) => Some(None),
             Self::User(_) => Some(None),
+        }
+    }
+
+    /// Returns whether its descriptor was closed, while it was being moved.
+    pub(crate) fn is_closed(&self) -> bool {
+        match self {
+            Self::Fd(watch) => watch.handler().is_closed(),
+            Self::Timer(_) => false,
+            Self::User(_) => false,
         }
     }
 

@@ -41,10 +41,11 @@ SYSCALL_DEFINE2(kevent_init, struct kevent_params __user *, uparams, size_t, siz
 		put_unused_fd(fd);
 		return PTR_ERR(file);
 	}
-	if (copy_to_user(uparams, &params, sizeof(params))) {
+	ret = copy_struct_to_user(uparams, size, &params, sizeof(params), NULL);
+	if (ret) {
 		put_unused_fd(fd);
 		fput(file);
-		return -EFAULT;
+		return ret;
 	}
 
 	fd_install(fd, file);

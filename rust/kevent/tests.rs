@@ -55,6 +55,7 @@ use kernel::{
         atomic::{
             Acquire,
             Atomic,
+            Relaxed,
             Release, //
         },
         poll::PollTable,
@@ -247,6 +248,8 @@ pub(crate) fn timer_in(queue: &Queue, ident: u64) -> Result<Arc<timer::Timer>> {
 pub(crate) struct Fake {
     #[pin]
     queue: WaitQueueHead,
+    /// What it is ready for.
+    pub(crate) ready: Atomic<u32>,
     released: Atomic<bool>,
 }
 
@@ -261,7 +264,7 @@ impl FileOperations for Fake {
     fn poll(fake: ArcBorrow<'_, Fake>, file: &File, table: PollTable<'_>) -> u32 {
         // SAFETY: The queue lives as long as the file.
         unsafe { table.register_wait_queue(file, &fake.queue) };
-        0
+        fake.ready.load(Relaxed)
     }
 }
 
@@ -272,6 +275,7 @@ impl Fake {
         let fake = Arc::pin_init(
             pin_init!(Self {
                 queue <- new_wait_queue_head!("kunit_fake"),
+                ready: Atomic::new(0),
                 released: Atomic::new(false),
             }),
             GFP_KERNEL,
@@ -569,7 +573,6 @@ fn move_by_hand(
     f(Step::Taken, home);
     to.fill(id, terms, &source, pending, Some(room));
     f(Step::Arrived, home);
-    home.post_strays(|value| source.update(value));
     source.end_if_closed()
 }
 
@@ -870,6 +873,60 @@ mod home {
             drop(named);
             assert!(fake.is_released());
         }
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_closed_on_the_way_reports_nothing_where_it_arrives() -> Result {
+        for woken in [Step::Reserved, Step::Taken] {
+            let (one, two) = (make(1, 0)?, make(1, 0)?);
+            let (from, to) = (of(&one)?, of(&two)?);
+            let (fake, file) = Fake::new()?;
+            let fd = install(file)?;
+            let add = add_fd(fd, mask::IN);
+            let named = Named::by(&add, SourceKind::Fd)?;
+            let mut arrived = None;
+
+            fd::add(from, &fd::check(&add, Op::Add)?, &named)?;
+
+            let moved = move_by_hand(from, to, &named.key, |step, _| {
+                if step == woken {
+                    fake.queue.wake_all(mask::IN as usize);
+                }
+                match step {
+                    Step::Reserved => {}
+                    Step::Taken => close(fd),
+                    Step::Arrived => arrived = Some(collect(&to)),
+                }
+            });
+
+            assert_eq!(moved, Err(EBADF));
+            assert_eq!(arrived, Some((0, 0)));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_happens_on_the_way_is_there_when_it_can_be_changed() -> Result {
+        let (one, two) = (make(1, 0)?, make(1, 0)?);
+        let (from, to) = (of(&one)?, of(&two)?);
+        let mut arrived = None;
+
+        add_timer(from, 1, 0)?;
+        move_by_hand(
+            from,
+            to,
+            &key(uapi::KEVENT_SOURCE_TIMER, 1)?,
+            |step, home| match step {
+                Step::Reserved => {}
+                Step::Taken => {
+                    home.post(Update::Count(4), 0);
+                }
+                Step::Arrived => arrived = Some(collect(&to)),
+            },
+        )?;
+        assert_eq!(arrived, Some((1, 4)));
+        assert_eq!(collect(&to), (0, 0));
         Ok(())
     }
 

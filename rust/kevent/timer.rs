@@ -99,6 +99,12 @@ impl TimerHandler for TimerSource {
 }
 
 impl TimerSource {
+    /// Returns where the registration is.
+    #[inline]
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
+    }
+
     /// Sets the next expiry of a periodic timer.  Returns how often it has expired since the last.
     ///
     /// Of intervals that are shorter than [`SHORTEST`] several pass from one call to the next.
@@ -177,22 +183,16 @@ fn address(timer: &Timer) -> usize {
     core::ptr::from_ref(timer).addr()
 }
 
-/// Takes a timer from those that are cancelled when the clock is set.
-fn forget(timer: &Timer) {
-    if let Some(table) = CANCELED_ON_SET.as_ref() {
-        let node = table.lock().remove_node(&address(timer));
+/// Takes a timer from those that are cancelled when the clock is set; returns whether it was there.
+///
+/// Must be called with the mutex of the timer held.
+fn forget(timer: &Timer) -> bool {
+    let node = CANCELED_ON_SET
+        .as_ref()
+        .and_then(|table| table.lock().remove_node(&address(timer)));
 
-        // Freed without the lock.
-        drop(node);
-    }
-}
-
-impl TimerSource {
-    /// Returns where the registration is.
-    #[inline]
-    pub(crate) fn home(&self) -> &Home {
-        &self.home
-    }
+    // Freed without the lock.
+    node.is_some()
 }
 
 /// Cancels the timer until it is started.  May sleep.
@@ -253,7 +253,11 @@ type Room = Option<RBTreeNodeReservation<usize, Arc<Timer>>>;
 /// Allocates what it takes to start a timer.  May sleep.
 fn prepare(setting: &Setting) -> Result<Room> {
     match setting.cancel_on_set {
-        true => Ok(Some(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?)),
+        true => {
+            // It could not be made at boot: nobody would find the timer.
+            CANCELED_ON_SET.as_ref().ok_or(ENOMEM)?;
+            Ok(Some(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?))
+        }
         false => Ok(None),
     }
 }
@@ -313,14 +317,12 @@ pub(crate) fn clock_was_set() {
         let source = timer.handler();
         let mut control = timer.control();
 
-        if source.offset.load(Relaxed) != realtime_offset() {
-            forget(&timer);
-            if control.cancel() {
-                source.cancelled.store(true, Relaxed);
-                source
-                    .home
-                    .post(Update::Count(uapi::KEVENT_TIMER_CANCELED), 0);
-            }
+        // It can have been changed since it was found, and not be one of these any more.
+        if source.offset.load(Relaxed) != realtime_offset() && forget(&timer) && control.cancel() {
+            source.cancelled.store(true, Relaxed);
+            source
+                .home
+                .post(Update::Count(uapi::KEVENT_TIMER_CANCELED), 0);
         }
     }
 }
@@ -381,11 +383,18 @@ pub(crate) fn modify(
 
     // So that no expiry of before counts for what it is from now on.
     stop(&timer);
-    queue.modify(&named.key, terms, *enabled, None, |source| match source {
-        Source::Timer(found) if Arc::ptr_eq(found, &timer) => Ok(()),
-        // It has ended, and then another one of its name was moved here.
-        _ => Err(ENOENT),
-    })?;
+    queue.modify(
+        &named.key,
+        terms,
+        *enabled,
+        None,
+        |source| match source {
+            Source::Timer(found) if Arc::ptr_eq(found, &timer) => Ok(()),
+            // It has ended, and then another one of its name was moved here.
+            _ => Err(ENOENT),
+        },
+        |(), _| None,
+    )?;
     start(&timer, setting, room);
     Ok(())
 }

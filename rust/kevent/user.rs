@@ -131,31 +131,26 @@ pub(crate) fn modify(
     kind: Kind,
     named: &Named,
 ) -> Result {
-    let new = Some(Source::User(kind));
-    let (old, pending) =
-        queue.modify(
-            &named.key,
-            terms,
-            *enabled,
-            new,
-            |source| Ok(source.clone()),
-        )?;
-    let triggered = match pending {
-        Pending::Nothing | Pending::Disabled(0) => return Ok(()),
-        Pending::Event(value) | Pending::Disabled(value) => value,
-    };
-
-    // If it was triggered and claimed by now, a one-shot registration has ended, and that was it.
-    let _ = queue.trigger(&named.key, |source| match (source, &old) {
-        (Source::User(Kind::Count), Source::User(Kind::Count)) => {
-            Ok(Effect::Post(Update::Count(triggered)))
-        }
-        (Source::User(Kind::Flags(flags)), Source::User(Kind::Flags(_))) => Ok(Effect::Post(
-            Update::Value(*flags | uapi::KEVENT_NOTE_TRIGGER),
-        )),
-        _ => Err(ENOENT),
-    });
-
+    queue.modify(
+        &named.key,
+        terms,
+        *enabled,
+        Some(Source::User(kind)),
+        |source| match source {
+            Source::User(old) => Ok(*old),
+            _ => Err(EINVAL),
+        },
+        |old, pending| match (pending, old, kind) {
+            (Pending::Nothing | Pending::Disabled(0), _, _) => None,
+            (Pending::Event(value) | Pending::Disabled(value), Kind::Count, Kind::Count) => {
+                Some(Update::Count(value))
+            }
+            (_, Kind::Flags(_), Kind::Flags(flags)) => {
+                Some(Update::Value(flags | uapi::KEVENT_NOTE_TRIGGER))
+            }
+            _ => None,
+        },
+    )?;
     Ok(())
 }
 

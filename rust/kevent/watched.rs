@@ -7,7 +7,10 @@
 //!
 //! Files that were never watched do not come here; see `FMODE_KEVENT`.
 
-use crate::fd::Watch;
+use crate::{
+    fd::Watch,
+    files::TableId, //
+};
 use kernel::{
     fs::UncountedFile,
     prelude::*,
@@ -23,8 +26,12 @@ use kernel::{
     },
 };
 
-/// The watches, ordered by file, then by their own address to tell them apart.
-type Tree = RBTree<(UncountedFile, usize), Arc<Watch>>;
+/// The place of a watch: its file, the table of its descriptor, and its own address to tell it from
+/// others.
+type Place = (UncountedFile, TableId, usize);
+
+/// The watches, ordered by their places.
+type Tree = RBTree<Place, Arc<Watch>>;
 
 /// A part of the table.
 type Shard = SpinLock<Tree>;
@@ -35,7 +42,7 @@ const SHARDS: usize = 64;
 static TABLE: SetOnce<KVec<Pin<KBox<Shard>>>> = SetOnce::new();
 
 /// Room for a watch in the table, allocated before it is needed.
-pub(crate) struct Reservation(RBTreeNodeReservation<(UncountedFile, usize), Arc<Watch>>);
+pub(crate) struct Reservation(RBTreeNodeReservation<Place, Arc<Watch>>);
 
 /// Makes the table, once, at boot.
 pub(crate) fn setup() -> Result {
@@ -61,55 +68,62 @@ fn shard(file: UncountedFile) -> Option<&'static Shard> {
     TABLE.as_ref()?.get(index).map(|shard| &**shard)
 }
 
-fn key(watch: &Arc<Watch>) -> (UncountedFile, usize) {
-    (watch.handler().file(), (&raw const **watch).addr())
+fn place(watch: &Arc<Watch>) -> Place {
+    let source = watch.handler();
+
+    (source.file(), source.table(), (&raw const **watch).addr())
 }
 
 impl Reservation {
     /// Allocates room.  May sleep.
     pub(crate) fn new() -> Result<Self> {
+        // It could not be made at boot: nobody would find the watch.
+        TABLE.as_ref().ok_or(ENOMEM)?;
         Ok(Self(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?))
     }
 
     /// Puts `watch` in the table.
     pub(crate) fn insert(self, watch: Arc<Watch>) {
-        let key = key(&watch);
+        let place = place(&watch);
 
-        if let Some(shard) = shard(key.0) {
-            // The key is unique, so there is nothing to replace.
-            shard.lock().insert(self.0.into_node(key, watch));
+        if let Some(shard) = shard(place.0) {
+            // The place is its own, so there is nothing to replace.
+            shard.lock().insert(self.0.into_node(place, watch));
         }
     }
 }
 
 /// Takes `watch` out of the table.
 pub(crate) fn remove(watch: &Arc<Watch>) {
-    let key = key(watch);
+    let place = place(watch);
 
-    if let Some(shard) = shard(key.0) {
-        let node = shard.lock().remove_node(&key);
+    if let Some(shard) = shard(place.0) {
+        let node = shard.lock().remove_node(&place);
 
         // Freed without the lock.
         drop(node);
     }
 }
 
-/// Calls `f` for each watch of `file`; it may remove it.  May sleep if `f` may.
+/// Calls `f` for each watch of `file`, or for those of its descriptors in `table` alone; it may
+/// remove it.  May sleep if `f` may.
 ///
 /// Watches that are put in the table meanwhile may be missed.
-pub(crate) fn for_each(file: UncountedFile, mut f: impl FnMut(Arc<Watch>)) {
+pub(crate) fn for_each(file: UncountedFile, table: Option<TableId>, mut f: impl FnMut(Arc<Watch>)) {
     let Some(shard) = shard(file) else {
         return;
     };
-    let mut from = (file, 0);
+    let mut from = (file, table.unwrap_or(TableId::NONE), 0);
 
     loop {
         let watch = {
             let tree = shard.lock();
 
             match tree.cursor_lower_bound(&from).as_ref().map(|c| c.current()) {
-                Some((key, watch)) if key.0 == file => {
-                    from = (file, key.1.wrapping_add(1));
+                Some((&(found, of, address), watch))
+                    if found == file && table.is_none_or(|table| table == of) =>
+                {
+                    from = (found, of, address.wrapping_add(1));
                     watch.clone()
                 }
                 _ => return,

@@ -23,7 +23,7 @@ static inline void kevent_release(struct file *file)
  */
 static inline void kevent_fd_closed(struct file *file, fl_owner_t id)
 {
-	if (unlikely(file->f_mode & FMODE_KEVENT))
+	if (unlikely(READ_ONCE(file->f_mode) & FMODE_KEVENT))
 		kevent_rs_fd_closed(file, id);
 }
 

@@ -97,11 +97,13 @@ pub trait FileOperations: Sized {
 
 /// The table of the operations of a kind of files.
 ///
-/// It is what tells the files of one kind from all others, so there must be one only: put it in a
-/// `static`.
+/// Its address is what tells the files of one kind from all others, so there must be one only: put
+/// it in a `static`.  A `const` may have several addresses, by some of which
+/// [`FileOperationsTable::data`] does not know the files that were made by another.
 pub struct FileOperationsTable<T: FileOperations> {
     table: bindings::file_operations,
-    _operations: PhantomData<fn() -> T>,
+    // Invariant: a table of one type is no table of a subtype, which has operations of its own.
+    _operations: PhantomData<fn(T) -> T>,
 }
 
 // SAFETY: The table does not change and its functions can be called on any thread.

@@ -456,6 +456,8 @@ impl<H: PollHandler> PollWatch<H> {
     /// - [`PollWatch::disarm`] must be called after this has returned and before the last reference
     ///   to the watch is dropped, while the file is still valid: by somebody who has a reference to
     ///   the file, or from its release.
+    /// - If the handler is of a module, `rcu_barrier()` must be called between the last disarming
+    ///   and the end of the module, as [`HasRcuHead`] has it.
     pub unsafe fn arm(this: &Arc<Self>, file: &File, interest: u32) -> Result<u32> {
         let mut table = Table {
             table: bindings::poll_table {

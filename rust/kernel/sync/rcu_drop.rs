@@ -98,6 +98,9 @@ impl<T> Default for RcuHead<T> {
 /// # Safety
 ///
 /// `rcu_head` must return a field of the object, and the same one each time.
+///
+/// If the type or its destructor is of a module, `rcu_barrier()` must be called between the last
+/// [`drop_after_grace`] of such an object and the end of the module.
 pub unsafe trait HasRcuHead: Sized + Send + Sync + 'static {
     /// Returns the field.
     fn rcu_head(&self) -> &RcuHead<Self>;
