@@ -98,20 +98,20 @@ FIXTURE_VARIANT_ADD(consumers, in_two_processes) {
 	.producers = 2, .by_ring = 2, .processes = true,
 };
 
-FIXTURE_SETUP(consumers)
+static struct shared *open_shared(struct __test_metadata *_metadata,
+				  int producers, bool sockets)
 {
 	struct shared *sh;
 
 	sh = mmap(NULL, sizeof(*sh), PROT_READ | PROT_WRITE,
 		  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, sh);
-	self->sh = sh;
 	if (!kq_setup(_metadata, &sh->q, SOURCES))
-		return;
+		return sh;
 	for (int i = 0; i < SOURCES; i++) {
 		int s[2];
 
-		if (variant->sockets) {
+		if (sockets) {
 			ASSERT_EQ(0, sync_open(s));
 			ASSERT_EQ(0, fcntl(s[0], F_SETFL, O_NONBLOCK));
 			sh->out[i] = s[0];
@@ -123,8 +123,14 @@ FIXTURE_SETUP(consumers)
 		}
 		ASSERT_EQ(1, kq_add(&sh->q, sh->out[i], EPOLLIN, i));
 	}
-	sh->producers = variant->producers;
-	sh->producing = variant->producers;
+	sh->producers = producers;
+	sh->producing = producers;
+	return sh;
+}
+
+FIXTURE_SETUP(consumers)
+{
+	self->sh = open_shared(_metadata, variant->producers, variant->sockets);
 }
 
 FIXTURE_TEARDOWN(consumers)
@@ -207,6 +213,13 @@ static int collect_batch(struct shared *sh, struct kq *q, enum collect_by by,
 	return nr;
 }
 
+/* Who sees that all was read tells those who wait, not to let them wait on. */
+static void end_all(struct shared *sh)
+{
+	if (kq_wake(&sh->q) != 1)
+		count_wrong(sh);
+}
+
 static void consume(struct shared *sh, enum collect_by by)
 {
 	struct kq q = sh->q;	/* with a cursor of its own */
@@ -237,6 +250,7 @@ static void consume(struct shared *sh, enum collect_by by)
 		}
 		__atomic_fetch_add(&sh->claims, nr, __ATOMIC_RELAXED);
 	}
+	end_all(sh);
 }
 
 static void *consume_thread(void *arg)
@@ -291,8 +305,9 @@ static void want_rest(struct __test_metadata *_metadata, struct shared *sh,
 	struct kq q = sh->q;
 	struct ukevent ev;
 
+	/* All was written, and these sources tell of it at once. */
 	while (kq_collect(&q, BY_RING, &ev, 1) ||
-	       kq_getevents(&q, &ev, 1, 1, IDLE_MS) > 0) {
+	       kq_collect(&q, BY_SYSCALL, &ev, 1) > 0) {
 		sh->claims++;
 		EXPECT_EQ(0, consume_source(ev.ident));
 		if (sh->claims > WRITES)
@@ -367,10 +382,35 @@ static void *consume_anywhere(void *arg)
 		/* Not where it has been; the slots left out become stuck. */
 		q.map.cursor += evs[0].user_data % 3;
 	}
+	end_all(sh);
 	return NULL;
 }
 
-TEST_F_TIMEOUT(consumers, that_skip_slots_lose_nothing, 60)
+FIXTURE(skipping) {
+	struct shared *sh;
+};
+
+FIXTURE_VARIANT(skipping) {
+	int producers;
+	bool sockets;
+};
+
+FIXTURE_VARIANT_ADD(skipping, one_producer) { 1, false };
+FIXTURE_VARIANT_ADD(skipping, two_producers) { 2, false };
+FIXTURE_VARIANT_ADD(skipping, four_producers) { 4, false };
+FIXTURE_VARIANT_ADD(skipping, two_producers_to_sockets) { 2, true };
+
+FIXTURE_SETUP(skipping)
+{
+	self->sh = open_shared(_metadata, variant->producers, variant->sockets);
+}
+
+FIXTURE_TEARDOWN(skipping)
+{
+	kq_close(&self->sh->q);
+}
+
+TEST_F_TIMEOUT(skipping, consumers_lose_nothing, 60)
 {
 	struct consumer cons[2];
 	struct shared *sh = self->sh;

@@ -40,12 +40,16 @@ struct source {
  * @trigger: makes it readable
  * @drain: makes it unreadable again; not there if that cannot be
  * @rewakes: it reports activity while it is readable already
+ * @later: it can wake its waiters later, from another context
+ * @queues: what is written to it gets there later, piece by piece
  */
 struct source_ops {
 	bool (*open)(struct source *s);
 	void (*trigger)(struct source *s);
 	void (*drain)(struct source *s);
 	bool rewakes;
+	bool later;
+	bool queues;
 };
 
 static void drain_by_read(struct source *s)
@@ -284,6 +288,8 @@ static const struct source_ops tcp_ops = {
 	.trigger = trigger_by_write,
 	.drain = drain_by_read,
 	.rewakes = true,
+	.later = true,
+	.queues = true,
 };
 
 static const struct source_ops tty_ops = {
@@ -291,12 +297,15 @@ static const struct source_ops tty_ops = {
 	.trigger = trigger_by_write,
 	.drain = drain_by_read,
 	.rewakes = true,
+	.later = true,
+	.queues = true,
 };
 
 static const struct source_ops timerfd_ops = {
 	.open = timerfd_open,
 	.trigger = timerfd_trigger,
 	.drain = drain_by_read,
+	.later = true,
 };
 
 /* The second signal is not queued, it is the first. */
@@ -309,6 +318,7 @@ static const struct source_ops signalfd_ops = {
 static const struct source_ops pidfd_ops = {
 	.open = pidfd_open_child,
 	.trigger = pidfd_trigger,
+	.later = true,
 };
 
 /* The second event is not queued, it is the first. */
@@ -379,19 +389,31 @@ FIXTURE_TEARDOWN(source)
 
 #define want_source_none() want_none(&self->q, self->by)
 
-/* Many a source wakes its waiters later, from another context. */
+/* It may be about to wake its waiters. */
+static void settle(const struct source_ops *ops)
+{
+	if (ops->later)
+		sleep_ms(SETTLE_MS);
+}
+
 #define want_source_silent() do {	\
-	sleep_ms(SETTLE_MS);		\
+	settle(variant->ops);		\
 	want_source_none();		\
 } while (0)
 
-static void wait_readable(struct source *s)
+/* Until all that was triggered, @nr times, is there and was told of */
+static void wait_readable(const struct source_ops *ops, struct source *s, int nr)
 {
 	struct pollfd pfd = { .fd = s->fd, .events = POLLIN };
+	__s64 end = now_ns() + PATIENCE_MS * NSEC_PER_MSEC;
+	int there = 0;
 
 	while (poll(&pfd, 1, PATIENCE_MS) < 0 && errno == EINTR)
 		;
-	sleep_ms(SETTLE_MS);
+	while (ops->queues && !ioctl(s->fd, FIONREAD, &there) && there < nr &&
+	       now_ns() < end)
+		sleep_ms(1);
+	settle(ops);
 }
 
 TEST_F(source, reports_that_it_becomes_ready)
@@ -408,7 +430,7 @@ TEST_F(source, that_is_ready_is_reported_at_once)
 	struct ukevent ev;
 
 	variant->ops->trigger(&self->s);
-	wait_readable(&self->s);
+	wait_readable(variant->ops, &self->s, 1);
 	ASSERT_EQ(1, kq_add(&self->q, self->s.fd, EPOLLIN, UDATA));
 	ASSERT_EQ(1, kq_collect(&self->q, self->by, &ev, 1));
 	EXPECT_EQ(self->s.fd, ev.ident);
@@ -448,7 +470,7 @@ TEST_F(source, merges_activity_into_the_unclaimed_event)
 	ASSERT_EQ(1, kq_add(&self->q, self->s.fd, EPOLLIN, UDATA));
 	for (int i = 0; i < 3; i++)
 		variant->ops->trigger(&self->s);
-	wait_readable(&self->s);
+	wait_readable(variant->ops, &self->s, 3);
 	want_source_event(UDATA);
 	want_source_silent();
 }
@@ -458,7 +480,7 @@ TEST_F(source, is_silent_once_deleted)
 	ASSERT_EQ(1, kq_add(&self->q, self->s.fd, EPOLLIN, UDATA));
 	ASSERT_EQ(1, kq_del(&self->q, self->s.fd));
 	variant->ops->trigger(&self->s);
-	wait_readable(&self->s);
+	wait_readable(variant->ops, &self->s, 1);
 	want_source_none();
 }
 
@@ -466,7 +488,7 @@ TEST_F(source, has_its_unclaimed_event_cancelled_by_deletion)
 {
 	ASSERT_EQ(1, kq_add(&self->q, self->s.fd, EPOLLIN, UDATA));
 	variant->ops->trigger(&self->s);
-	wait_readable(&self->s);
+	wait_readable(variant->ops, &self->s, 1);
 	ASSERT_EQ(1, kq_del(&self->q, self->s.fd));
 	want_source_silent();
 
@@ -478,7 +500,7 @@ TEST_F(source, has_its_unclaimed_event_cancelled_by_deletion)
 TEST_F(source, is_looked_at_again_by_modification)
 {
 	variant->ops->trigger(&self->s);
-	wait_readable(&self->s);
+	wait_readable(variant->ops, &self->s, 1);
 	ASSERT_EQ(1, kq_add(&self->q, self->s.fd, EPOLLIN, UDATA));
 	want_source_event(UDATA);
 	ASSERT_EQ(1, kq_mod(&self->q, self->s.fd, EPOLLIN, UDATA + 1));
@@ -490,7 +512,7 @@ TEST_F(source, has_no_old_event_after_modification)
 {
 	ASSERT_EQ(1, kq_add(&self->q, self->s.fd, EPOLLIN, UDATA));
 	variant->ops->trigger(&self->s);
-	wait_readable(&self->s);
+	wait_readable(variant->ops, &self->s, 1);
 	ASSERT_EQ(1, kq_mod(&self->q, self->s.fd, EPOLLIN, UDATA + 1));
 	want_source_event(UDATA + 1);
 	want_source_silent();
@@ -664,6 +686,37 @@ TEST_F(events, only_what_was_asked_for_is_reported)
 	/* Now it is readable, which is not the question either. */
 	trigger_by_write(&s);
 	want_no_event();
+}
+
+/*
+ * A signal wakes who waits for it without saying that something can be read.
+ * The ring passes on that it does not know; the call finds out.
+ */
+TEST_F(events, of_a_signalfd_is_a_hint_until_it_is_looked_at)
+{
+	const __u32 asked = EPOLLIN | EPOLLOUT | EPOLLPRI;
+	struct source s;
+	struct ukevent ev;
+
+	ASSERT_TRUE(signalfd_open(&s));
+	ASSERT_EQ(1, kq_add(&self->q, s.fd, asked, UDATA));
+	want_no_event();
+	for (int i = 0; i < 3; i++) {
+		signalfd_trigger(&s);
+		ASSERT_EQ(1, kq_collect(&self->q, self->by, &ev, 1));
+		EXPECT_EQ(s.fd, ev.ident);
+		EXPECT_EQ(self->by == BY_RING ? asked | KEVENT_FD_HINT :
+			  EPOLLIN, ev.events);
+		drain_by_read(&s);
+		want_no_event();
+	}
+	ASSERT_EQ(1, kq_del(&self->q, s.fd));
+
+	/* What is found out when it is registered needs no hint. */
+	signalfd_trigger(&s);
+	ASSERT_EQ(1, kq_add(&self->q, s.fd, asked, UDATA));
+	ASSERT_EQ(1, kq_collect(&self->q, self->by, &ev, 1));
+	EXPECT_EQ(EPOLLIN, ev.events);
 }
 
 TEST_F(events, full_pipe_becomes_writable)
@@ -918,6 +971,164 @@ TEST_F(events, deleted_and_added_again_come_once)
 	}
 	want(fd, EPOLLIN, EPOLLIN, SLOTS - 1);
 	want_no_event();
+}
+
+/*
+ * What the call collects from the ring is so when it does.
+ */
+
+FIXTURE(call) {
+	struct kq q;
+	int fd;
+};
+
+FIXTURE_SETUP(call)
+{
+	self->fd = open_eventfd();
+	ASSERT_LE(0, self->fd);
+	kq_setup(_metadata, &self->q, SLOTS);
+}
+
+FIXTURE_TEARDOWN(call)
+{
+	kq_close(&self->q);
+}
+
+/* What it finds is not so any more: it takes it, and nothing is left. */
+static void __want_stale(struct __test_metadata *_metadata, int line,
+			 struct kq *q, int fd)
+{
+	struct pollfd pfd = { .fd = q->fd, .events = POLLIN };
+	struct ukevent ev;
+
+	signal_eventfd(fd);
+	drain_eventfd(fd);
+	EXPECT_EQ(0, kq_getevents(q, &ev, 0, 1, 0))
+		TH_LOG("line %d: value %#x", line, ev.events);
+	EXPECT_EQ(0, kq_getevents(q, NULL, 1, 0, 0))
+		TH_LOG("line %d", line);
+	EXPECT_EQ(0, poll(&pfd, 1, 0))
+		TH_LOG("line %d", line);
+	EXPECT_EQ(0, kevent_ring_flags(&q->map))
+		TH_LOG("line %d", line);
+	__want_none(_metadata, line, q, BY_RING);
+}
+
+#define want_stale() __want_stale(_metadata, __LINE__, &self->q, self->fd)
+
+TEST_F(call, leaves_out_what_is_not_so_any_more)
+{
+	ASSERT_EQ(1, kq_add(&self->q, self->fd, EPOLLIN, UDATA));
+	for (int i = 0; i < 2 * SLOTS + 1; i++) {
+		want_stale();
+		signal_eventfd(self->fd);
+		want_event(&self->q, BY_RING, self->fd, EPOLLIN, EPOLLIN,
+			   UDATA);
+		drain_eventfd(self->fd);
+	}
+	/* The ring says what has happened. */
+	signal_eventfd(self->fd);
+	drain_eventfd(self->fd);
+	want_event(&self->q, BY_RING, self->fd, EPOLLIN, EPOLLIN, UDATA);
+}
+
+TEST_F(call, leaves_no_gap_for_what_it_leaves_out)
+{
+	struct ukevent evs[SLOTS];
+	int fd[SLOTS];
+
+	for (int i = 0; i < SLOTS; i++) {
+		fd[i] = open_eventfd();
+		ASSERT_LE(0, fd[i]);
+		ASSERT_EQ(1, kq_add(&self->q, fd[i], EPOLLIN, i));
+	}
+	/* Every one, and every combination of its neighbours */
+	for (int lap = 0; lap < 1 << SLOTS; lap++) {
+		int nr = 0;
+
+		for (int i = 0; i < SLOTS; i++) {
+			signal_eventfd(fd[i]);
+			if (lap >> i & 1)
+				drain_eventfd(fd[i]);
+		}
+		ASSERT_EQ(SLOTS - __builtin_popcount(lap),
+			  kq_getevents(&self->q, evs, 0, SLOTS, 0))
+			TH_LOG("lap %d", lap);
+		for (int i = 0; i < SLOTS; i++) {
+			if (lap >> i & 1)
+				continue;
+			EXPECT_EQ(i, evs[nr].user_data);
+			EXPECT_EQ(fd[i], evs[nr].ident);
+			EXPECT_EQ(EPOLLIN, evs[nr].events);
+			drain_eventfd(fd[i]);
+			nr++;
+		}
+		want_none(&self->q, BY_RING);
+	}
+}
+
+TEST_F(call, says_what_is_so_by_now)
+{
+	const __u32 asked = EPOLLIN | EPOLLOUT;
+	struct ukevent ev;
+	struct source s;
+
+	ASSERT_TRUE(unix_stream_open(&s));
+	ASSERT_EQ(1, kq_add(&self->q, s.fd, asked, UDATA));
+	for (__u64 pos = 0; pos < 2 * SLOTS + 1; pos++) {
+		__u64 word;
+
+		trigger_by_write(&s);
+		word = kevent_slot_word(kevent_ring_slot(&self->q.map, pos));
+		EXPECT_TRUE(word & KEVENT_WORD_READY);
+		EXPECT_EQ(EPOLLIN, KEVENT_WORD_VALUE(word) & EPOLLIN);
+		drain_by_read(&s);
+		ASSERT_EQ(1, kq_getevents(&self->q, &ev, 0, 1, 0));
+		EXPECT_EQ(s.fd, ev.ident);
+		EXPECT_EQ(UDATA, ev.user_data);
+		EXPECT_EQ(EPOLLOUT, ev.events);
+		want_none(&self->q, BY_RING);
+	}
+}
+
+TEST_F(call, does_not_end_a_one_shot_by_what_it_leaves_out)
+{
+	const __u32 mode = KEVENT_EDGE | KEVENT_ONESHOT;
+
+	for (int i = 0; i < SLOTS + 1; i++) {
+		ASSERT_EQ(1, kq_add_mode(&self->q, self->fd, EPOLLIN, mode, i));
+		for (int n = 0; n < 2; n++)
+			want_stale();
+		EXPECT_EQ(-EEXIST, kq_add_mode(&self->q, self->fd, EPOLLIN,
+					       mode, i));
+		signal_eventfd(self->fd);
+		want_mode(&self->q, i % 2 ? BY_SYSCALL : BY_RING, self->fd,
+			  EPOLLIN, EPOLLIN, mode, i);
+		EXPECT_EQ(-ENOENT, kq_del(&self->q, self->fd));
+		drain_eventfd(self->fd);
+	}
+}
+
+TEST_F(call, does_not_disable_by_what_it_leaves_out)
+{
+	const __u32 mode = KEVENT_EDGE | KEVENT_DISPATCH;
+
+	ASSERT_EQ(1, kq_add_mode(&self->q, self->fd, EPOLLIN, mode, UDATA));
+	for (int i = 0; i < SLOTS + 1; i++) {
+		for (int n = 0; n < 2; n++)
+			want_stale();
+		signal_eventfd(self->fd);
+		want_mode(&self->q, i % 2 ? BY_SYSCALL : BY_RING, self->fd,
+			  EPOLLIN, EPOLLIN, mode, UDATA);
+		/* Now it is disabled. */
+		signal_eventfd(self->fd);
+		want_none(&self->q, BY_RING);
+		want_none(&self->q, BY_SYSCALL);
+		drain_eventfd(self->fd);
+		ASSERT_EQ(1, kq_op(&self->q, KEVENT_SOURCE_FD, KEVENT_OP_ENABLE,
+				   self->fd, 0));
+		want_none(&self->q, BY_RING);
+	}
 }
 
 /*

@@ -30,6 +30,19 @@ static unsigned int cancelled_slots(const struct kq *q)
 	return nr;
 }
 
+/* And those with an event that was not claimed */
+static unsigned int posted_slots(const struct kq *q)
+{
+	unsigned int nr = 0;
+
+	for (__u32 i = 0; i < q->map.nr_slots; i++) {
+		__u64 word = kevent_slot_word(kevent_ring_slot(&q->map, i));
+
+		nr += (word & KEVENT_WORD_READY) && KEVENT_WORD_VALUE(word);
+	}
+	return nr;
+}
+
 /* User events have 100 and their number as user data. */
 #define UDATA 100
 
@@ -61,11 +74,14 @@ static int del_user(const struct kq *q, __u64 ident)
 /*
  * Slots are reserved.  Whatever is added, deleted, triggered and claimed, in
  * whatever order, an addition fails if and only if live registrations and
- * cancelled slots are as many as the slots; and the ring never overflows.
+ * cancelled slots are as many as the slots; and the ring never overflows.  Only
+ * modifications, and what is disabled and enabled again, can make events wait,
+ * until the ring is drained.
  */
 
 #define SOURCES		12
-#define STEPS		3000
+#define STEPS		6000
+#define STEPS_PER_PHASE	100
 
 /*
  * A queue, and what it has to know.  Sources with an odd number are eventfds,
@@ -80,6 +96,8 @@ struct model {
 	bool readable[SOURCES];
 	__u64 udata[SOURCES];
 	__u64 last_udata;
+	bool disabled[SOURCES];
+	__u32 held[SOURCES];	/* what was counted while disabled */
 	__u32 value[SOURCES];	/* of the unclaimed event, zero if there is none */
 	int order[SOURCES];	/* of the unclaimed events */
 	int pending;		/* how many there are */
@@ -133,6 +151,10 @@ static unsigned int model_live(const struct model *m)
 
 static void model_post(struct model *m, int i, __u32 value)
 {
+	if (m->disabled[i]) {
+		m->held[i] += is_fd(i) ? 0 : value;
+		return;
+	}
 	if (!m->value[i])
 		m->order[m->pending++] = i;
 	m->value[i] = is_fd(i) ? value : m->value[i] + value;
@@ -174,9 +196,80 @@ static void model_add(struct __test_metadata *_metadata, struct model *m, int i,
 		return;
 	m->live[i] = true;
 	m->one_shot[i] = one_shot;
+	m->disabled[i] = false;
+	m->held[i] = 0;
 	m->udata[i] = udata;
 	if (m->readable[i])
 		model_post(m, i, EPOLLIN);
+}
+
+/* What is so, or was counted, comes anew, with the new user data. */
+static void model_mod(struct __test_metadata *_metadata, struct model *m, int i,
+		      bool one_shot)
+{
+	__u32 mode = one_shot ? KEVENT_ONESHOT : 0;
+	__u64 udata = ++m->last_udata;
+	__u32 value;
+	int ret;
+
+	if (is_fd(i))
+		ret = kq_mod_mode(&m->q, m->fd[i], EPOLLIN, KEVENT_EDGE | mode,
+				  udata);
+	else
+		ret = kq_apply(&m->q, kq_user_change(KEVENT_OP_MOD, i,
+						     KEVENT_USER_COUNT, mode,
+						     udata));
+	ASSERT_EQ(m->live[i] ? 1 : -ENOENT, ret)
+		TH_LOG("source %d", i);
+	if (ret != 1)
+		return;
+	if (is_fd(i))
+		value = m->readable[i] ? EPOLLIN : 0;
+	else
+		value = m->disabled[i] ? m->held[i] : m->value[i];
+	model_forget(m, i);
+	m->one_shot[i] = one_shot;
+	m->disabled[i] = false;
+	m->held[i] = 0;
+	m->udata[i] = udata;
+	if (value)
+		model_post(m, i, value);
+}
+
+static int model_op(const struct model *m, __u16 op, int i)
+{
+	if (is_fd(i))
+		return kq_op(&m->q, KEVENT_SOURCE_FD, op, m->fd[i], 0);
+	return kq_op(&m->q, KEVENT_SOURCE_USER, op, i, 0);
+}
+
+static void model_disable(struct __test_metadata *_metadata, struct model *m, int i)
+{
+	ASSERT_EQ(m->live[i] ? 1 : -ENOENT, model_op(m, KEVENT_OP_DISABLE, i))
+		TH_LOG("source %d", i);
+	if (!m->live[i])
+		return;
+	if (!is_fd(i))
+		m->held[i] += m->value[i];
+	model_forget(m, i);
+	m->disabled[i] = true;
+}
+
+/* One that is enabled already is looked at, too. */
+static void model_enable(struct __test_metadata *_metadata, struct model *m, int i)
+{
+	__u32 value = m->held[i];
+
+	ASSERT_EQ(m->live[i] ? 1 : -ENOENT, model_op(m, KEVENT_OP_ENABLE, i))
+		TH_LOG("source %d", i);
+	if (!m->live[i])
+		return;
+	if (is_fd(i) && m->readable[i])
+		value = EPOLLIN;
+	m->disabled[i] = false;
+	m->held[i] = 0;
+	if (value)
+		model_post(m, i, value);
 }
 
 static void model_del(struct __test_metadata *_metadata, struct model *m, int i,
@@ -215,6 +308,11 @@ static void model_claim(struct __test_metadata *_metadata, struct model *m)
 	struct ukevent ev;
 
 	nr = kq_collect(&m->q, m->by, &ev, 1);
+	/* Who finds the ring empty looks at the flag, and calls. */
+	if (!nr && m->by == BY_RING && overflows(&m->q)) {
+		ASSERT_EQ(0, let_in(&m->q));
+		nr = kq_collect(&m->q, m->by, &ev, 1);
+	}
 	ASSERT_EQ(m->pending ? 1 : 0, nr);
 	if (!nr)
 		return;
@@ -242,13 +340,25 @@ static void model_count(struct __test_metadata *_metadata, struct model *m,
 	ASSERT_EQ(m->pending ? 1 : 0, poll(&pfd, 1, 0));
 }
 
+/* Claims all, and what was cancelled: nothing is left that could be in the way. */
+static void model_drain(struct __test_metadata *_metadata, struct model *m)
+{
+	while (m->pending)
+		model_claim(_metadata, m);
+	model_claim(_metadata, m);
+	ASSERT_EQ(0, let_in(&m->q));
+	ASSERT_EQ(0, kevent_ring_flags(&m->q.map));
+	ASSERT_EQ(0, cancelled_slots(&m->q));
+}
+
+/* @anew: with operations that take an event back and report it anew */
 static void model_step(struct __test_metadata *_metadata, struct model *m,
-		       __u64 rnd)
+		       bool anew, __u64 rnd)
 {
 	int i = rnd % SOURCES;
 
 	rnd >>= 8;
-	switch (rnd % 10) {
+	switch (rnd % (anew ? 14 : 10)) {
 	case 0:
 	case 1:
 		model_add(_metadata, m, i, rnd >> 8 & 1);
@@ -263,6 +373,16 @@ static void model_step(struct __test_metadata *_metadata, struct model *m,
 	case 4:
 		model_count(_metadata, m, (rnd >> 8) % (SOURCES + 1));
 		break;
+	case 10:
+	case 11:
+		model_mod(_metadata, m, i, rnd >> 8 & 1);
+		break;
+	case 12:
+		model_disable(_metadata, m, i);
+		break;
+	case 13:
+		model_enable(_metadata, m, i);
+		break;
 	default:
 		model_trigger(_metadata, m, i, 1 + (rnd >> 8) % 5);
 	}
@@ -270,20 +390,32 @@ static void model_step(struct __test_metadata *_metadata, struct model *m,
 
 TEST_F_TIMEOUT(reserved, never_overflows_and_is_full_when_it_should_be, 60)
 {
+	struct model *m = &self->m;
 	__u64 seed = random_seed();
+	int waited = 0;
 
 	for (int step = 0; step < STEPS; step++) {
-		model_step(_metadata, &self->m, next_random(&seed) >> 16);
-		ASSERT_EQ(0, kevent_ring_flags(&self->m.q.map))
+		bool anew = step / STEPS_PER_PHASE % 2;
+		bool waits;
+
+		if (step % STEPS_PER_PHASE == 0)
+			model_drain(_metadata, m);
+		model_step(_metadata, m, anew, next_random(&seed) >> 16);
+		waits = m->pending > posted_slots(&m->q);
+		ASSERT_EQ(waits ? KEVENT_RING_OVERFLOW : 0,
+			  kevent_ring_flags(&m->q.map))
 			TH_LOG("step %d", step);
-		ASSERT_GE(variant->slots,
-			  model_live(&self->m) + cancelled_slots(&self->m.q))
+		waited += waits;
+		if (anew)
+			continue;
+		ASSERT_FALSE(waits)
+			TH_LOG("step %d", step);
+		ASSERT_GE(variant->slots, model_live(m) + cancelled_slots(&m->q))
 			TH_LOG("step %d", step);
 	}
-	while (self->m.pending)
-		model_claim(_metadata, &self->m);
-	model_claim(_metadata, &self->m);
-	EXPECT_EQ(0, cancelled_slots(&self->m.q));
+	model_drain(_metadata, m);
+	/* It was about something. */
+	EXPECT_LT(0, waited);
 }
 
 /*
@@ -656,6 +788,38 @@ TEST_F(overcommit, later_traffic_lets_in_what_waits)
 	}
 	want_none(&self->q, BY_SYSCALL);
 	EXPECT_EQ(0, kevent_ring_flags(&self->q.map));
+}
+
+/* So does what is only added to an event that waits. */
+TEST_F(overcommit, merging_into_what_waits_lets_in_what_waits)
+{
+	const int slots = variant->slots;
+
+	fill_ring();
+	ASSERT_EQ(1, count(&self->q, slots, 3));
+	ASSERT_EQ(1, count(&self->q, slots + 1, 5));
+	for (int i = 0; i < slots; i++)
+		want_count(&self->q, BY_RING, i, 1);
+	want_none(&self->q, BY_RING);
+	EXPECT_EQ(KEVENT_RING_OVERFLOW, kevent_ring_flags(&self->q.map));
+
+	ASSERT_EQ(1, count(&self->q, slots + 1, 7));
+	if (slots > 1) {
+		EXPECT_EQ(0, kevent_ring_flags(&self->q.map));
+		want_count(&self->q, BY_RING, slots, 3);
+		want_count(&self->q, BY_RING, slots + 1, 12);
+	} else {
+		/* There is room for the first only. */
+		EXPECT_EQ(KEVENT_RING_OVERFLOW,
+			  kevent_ring_flags(&self->q.map));
+		want_count(&self->q, BY_RING, slots, 3);
+		want_none(&self->q, BY_RING);
+		ASSERT_EQ(1, count(&self->q, slots + 1, 1));
+		EXPECT_EQ(0, kevent_ring_flags(&self->q.map));
+		want_count(&self->q, BY_RING, slots + 1, 13);
+	}
+	want_none(&self->q, BY_RING);
+	want_none(&self->q, BY_SYSCALL);
 }
 
 /* No event overtakes one that waits, even if there is room. */

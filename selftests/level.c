@@ -12,8 +12,6 @@
 #define SLOTS 8
 #define NR 8
 
-/* Long enough for a thread to do what it must not do */
-
 static int add_level(const struct kq *q, int fd, __u64 udata)
 {
 	return kq_add_mode(q, fd, EPOLLIN, KEVENT_LEVEL, udata);

@@ -78,7 +78,7 @@ enum sort {
 
 FIXTURE(quota) {
 	struct kq q;		/* of UID, used by root */
-	char *limit;		/* what it was */
+	char limit[32];		/* what it was */
 	int fds[NR];
 };
 
@@ -105,6 +105,8 @@ static int open_as(uid_t uid, struct kq *q)
 
 FIXTURE_SETUP(quota)
 {
+	char *limit;
+
 	self->q.fd = -1;
 	if (access("/proc/sys/fs", F_OK))
 		SKIP(return, "no sysctls to be seen");
@@ -114,21 +116,22 @@ FIXTURE_SETUP(quota)
 	if (setresuid(UID, UID, 0) || setresuid(0, 0, 0))
 		SKIP(return, "cannot become another user");
 	ASSERT_EQ(0, open_as(UID, &self->q));
-	self->limit = read_file(LIMIT_FILE);
-	ASSERT_NE(NULL, self->limit);
-	if (!set_limit(LIMIT))
-		SKIP(return, "cannot set the limit of registrations");
+	limit = read_file(LIMIT_FILE);
+	ASSERT_NE(NULL, limit);
+	snprintf(self->limit, sizeof(self->limit), "%s", limit);
+	free(limit);
 	for (int i = 0; i < NR; i++) {
 		self->fds[i] = open_eventfd();
 		ASSERT_LE(0, self->fds[i]);
 	}
+	if (!set_limit(LIMIT))
+		SKIP(return, "cannot set the limit of registrations");
 }
 
-FIXTURE_TEARDOWN(quota)
+/* In the parent, so that the limit is right even after a crash */
+FIXTURE_TEARDOWN_PARENT(quota)
 {
-	if (self->limit)
-		write_file(LIMIT_FILE, self->limit);
-	kq_close(&self->q);
+	write_file(LIMIT_FILE, self->limit);
 }
 
 static struct ukevent change_of(__u16 op, enum sort kind, const int *fds, int i)
@@ -451,6 +454,40 @@ TEST_F(quota, is_checked_when_a_registration_is_moved)
 		want_room(&other, kind, 1);
 		for (int i = 1; i < LIMIT; i++)
 			ASSERT_EQ(1, del(&other, kind, i));
+	}
+	kq_close(&other);
+}
+
+/* Nor is there more for who has both queues: it is counted in the new one first. */
+TEST_F(quota, has_to_have_one_that_is_free_for_a_move)
+{
+	struct kq other;
+
+	ASSERT_EQ(0, open_as(UID, &other));
+	for (enum sort kind = 0; kind < NR_KINDS; kind++) {
+		struct ukevent move = change_of(KEVENT_OP_MOVE, kind,
+						self->fds, 0);
+
+		move.data = other.fd;
+		add_some(&self->q, kind, LIMIT);
+		for (int i = 0; i < 3; i++) {
+			EXPECT_EQ(-EDQUOT, kq_apply(&self->q, move))
+				TH_LOG("kind %d", kind);
+		}
+		/* It is where it was. */
+		EXPECT_EQ(1, do_op(&self->q, KEVENT_OP_MOD, kind, self->fds, 0));
+		EXPECT_EQ(-ENOENT, del(&other, kind, 0));
+
+		ASSERT_EQ(1, del(&self->q, kind, LIMIT - 1));
+		EXPECT_EQ(1, kq_apply(&self->q, move))
+			TH_LOG("kind %d", kind);
+		/* The one that was free is so again. */
+		want_room(&self->q, kind, 1);
+		want_room(&other, kind, 1);
+		EXPECT_EQ(1, del(&other, kind, 0));
+		for (int i = 1; i < LIMIT - 1; i++)
+			ASSERT_EQ(1, del(&self->q, kind, i));
+		want_room(&other, kind, LIMIT);
 	}
 	kq_close(&other);
 }

@@ -655,71 +655,6 @@ TEST_F(move, needs_no_more_room_than_an_addition)
 	kq_close(&small);
 }
 
-static bool write_limit(const char *value)
-{
-	int fd = open("/proc/sys/fs/kevent/max_user_registrations",
-		      O_WRONLY | O_CLOEXEC);
-	ssize_t len = strlen(value);
-	bool ok = fd >= 0 && write(fd, value, len) == len;
-
-	if (fd >= 0)
-		close(fd);
-	return ok;
-}
-
-static bool read_limit(char *value, size_t size)
-{
-	int fd = open("/proc/sys/fs/kevent/max_user_registrations",
-		      O_RDONLY | O_CLOEXEC);
-	ssize_t len = fd >= 0 ? read(fd, value, size - 1) : -1;
-
-	if (fd >= 0)
-		close(fd);
-	value[len > 0 ? len : 0] = 0;
-	return len > 0;
-}
-
-/* Who made the new queue has to have room for one more. */
-TEST_F(move, counts_for_the_user_of_the_new_queue)
-{
-	const uid_t uid = 54321;
-	char limit[32];
-	struct kq theirs;
-	int err;
-
-	if (!read_limit(limit, sizeof(limit)))
-		SKIP(return, "no limit of registrations to be seen");
-	if (setresuid(uid, uid, 0))
-		SKIP(return, "cannot become another user");
-	err = kq_open(&theirs, SLOTS);
-	ASSERT_EQ(0, setresuid(0, 0, 0));
-	ASSERT_EQ(0, err);
-	for (int i = 1; i < 4; i++)
-		ASSERT_EQ(1, add_count(&self->from, i, 0));
-	ASSERT_EQ(1, count(&self->from, 1, 3));
-
-	if (!write_limit("2"))
-		SKIP(return, "cannot set the limit of registrations");
-	EXPECT_EQ(1, add_count(&theirs, 10, 0));
-	EXPECT_EQ(1, move_user(&self->from, &theirs, 2));
-	EXPECT_EQ(-EDQUOT, add_count(&theirs, 11, 0));
-	EXPECT_EQ(-EDQUOT, move_user(&self->from, &theirs, 1));
-	want_empty(&theirs);
-	EXPECT_EQ(1, user_op(&theirs, KEVENT_OP_DEL, 10));
-	EXPECT_EQ(1, move_user(&self->from, &theirs, 1));
-	EXPECT_EQ(-EDQUOT, move_user(&self->from, &theirs, 3));
-	/* Who moves away makes room. */
-	EXPECT_EQ(1, write_limit("100"));
-	EXPECT_EQ(1, move_user(&theirs, &self->from, 2));
-	EXPECT_EQ(1, write_limit("2"));
-	EXPECT_EQ(1, move_user(&self->from, &theirs, 3));
-	EXPECT_TRUE(write_limit(limit));
-	want_count(&theirs, 1, 3);
-	want_empty(&theirs);
-	want_empty(&self->from);
-	kq_close(&theirs);
-}
-
 /* The other queue has a waiter and a poller, who are told. */
 TEST_F(move, wakes_who_waits_for_the_event)
 {
@@ -748,6 +683,83 @@ TEST_F(move, wakes_who_waits_for_the_event)
 	EXPECT_EQ(0, kq_getevents(&self->to, &ev, 0, 1, 0));
 	pfd.fd = self->from.fd;
 	EXPECT_EQ(1, poll(&pfd, 1, 0));
+}
+
+/*
+ * Until a thread sleeps.  Who is told depends on it here, so this has to be right,
+ * unlike wait_until_asleep().
+ */
+static bool sleeps_at(struct waiter *w, const struct kq *q, enum collect_by by)
+{
+	__s64 end = now_ns() + PATIENCE_MS * NSEC_PER_MSEC;
+	char path[64];
+
+	w->wait_only = by == BY_RING;
+	if (waiter_start(w, q, 1, 1))
+		return false;
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", w->tid);
+	while (!waiter_done(w) && now_ns() < end) {
+		if (task_state(path) == 'S')
+			return true;
+		sched_yield();
+	}
+	return false;
+}
+
+/* Joins a waiter that has to have been told, and sees to its event. */
+static void want_told(struct __test_metadata *_metadata, struct waiter *w,
+		      struct kq *q, int fd, __u32 mode, __u64 udata)
+{
+	ASSERT_TRUE(waiter_join(w));
+	ASSERT_EQ(1, w->ret);
+	if (w->wait_only) {
+		want_mode(q, BY_RING, fd, EPOLLIN, EPOLLIN, mode, udata);
+		return;
+	}
+	EXPECT_EQ(fd, w->evs[0].ident);
+	EXPECT_EQ(EPOLLIN, w->evs[0].events);
+	EXPECT_EQ(udata, w->evs[0].user_data);
+}
+
+/* It keeps its place among them; what counts is who waits at the new queue. */
+TEST_F(move, leaves_an_exclusive_registration_before_those_behind_it)
+{
+	static const __u32 modes[] = {
+		KEVENT_EDGE | KEVENT_EXCLUSIVE, KEVENT_LEVEL | KEVENT_EXCLUSIVE,
+	};
+
+	for (int n = 0; n < (self->by == BY_RING ? 1 : 2); n++) {
+		struct waiter w = { }, other = { };
+		int fd = open_eventfd();
+		struct kq behind;
+
+		ASSERT_EQ(0, kq_open(&behind, SLOTS));
+		ASSERT_EQ(1, kq_add_mode(&self->from, fd, EPOLLIN, modes[n], 1));
+		ASSERT_EQ(1, kq_add_mode(&behind, fd, EPOLLIN, modes[n], 2));
+		ASSERT_EQ(1, move_fd(&self->from, &self->to, fd));
+		ASSERT_TRUE(sleeps_at(&other, &behind, self->by));
+		for (int i = 0; i < 3; i++) {
+			ASSERT_TRUE(sleeps_at(&w, &self->to, self->by));
+			signal_eventfd(fd);
+			want_told(_metadata, &w, &self->to, fd, modes[n], 1);
+			sleep_ms(SETTLE_MS);
+			EXPECT_FALSE(waiter_done(&other));
+			want_none(&behind, BY_RING);
+			drain_eventfd(fd);
+		}
+		/* Who waits at the old queue keeps nobody from it. */
+		ASSERT_TRUE(sleeps_at(&w, &self->from, self->by));
+		signal_eventfd(fd);
+		want_told(_metadata, &other, &behind, fd, modes[n], 2);
+		EXPECT_FALSE(waiter_done(&w));
+		want_none(&self->from, BY_RING);
+		want_mode(&self->to, self->by, fd, EPOLLIN, EPOLLIN, modes[n], 1);
+		ASSERT_EQ(1, kq_wake(&self->from));
+		ASSERT_TRUE(waiter_join(&w));
+		EXPECT_EQ(0, w.ret);
+		close(fd);
+		kq_close(&behind);
+	}
 }
 
 /* It is the descriptor that a registration belongs to, not the queue. */
@@ -915,6 +927,89 @@ TEST_F(move, back_and_forth_loses_nothing)
 		}
 	}
 	EXPECT_LT(0, told);
+}
+
+/*
+ * The number of registrations of a user
+ */
+
+#define LIMIT_FILE "/proc/sys/fs/kevent/max_user_registrations"
+
+FIXTURE(quota) {
+	struct kq from;
+	enum collect_by by;
+	char limit[32];		/* what it was */
+};
+
+FIXTURE_VARIANT(quota) {
+	enum collect_by by;
+};
+
+FIXTURE_VARIANT_ADD(quota, ring) { BY_RING };
+FIXTURE_VARIANT_ADD(quota, call) { BY_SYSCALL };
+
+static bool read_limit(char *value, size_t size)
+{
+	int fd = open(LIMIT_FILE, O_RDONLY | O_CLOEXEC);
+	ssize_t len = fd >= 0 ? read(fd, value, size - 1) : -1;
+
+	if (fd >= 0)
+		close(fd);
+	value[len > 0 ? len : 0] = 0;
+	return len > 0;
+}
+
+FIXTURE_SETUP(quota)
+{
+	self->by = variant->by;
+	if (!kq_setup(_metadata, &self->from, SLOTS))
+		return;
+	if (!read_limit(self->limit, sizeof(self->limit)))
+		SKIP(return, "no limit of registrations to be seen");
+	if (!write_file(LIMIT_FILE, self->limit))
+		SKIP(return, "cannot set the limit of registrations");
+}
+
+/* In the parent, so that the limit is right even after a crash */
+FIXTURE_TEARDOWN_PARENT(quota)
+{
+	write_file(LIMIT_FILE, self->limit);
+}
+
+/* Who made the new queue has to have room for one more. */
+TEST_F(quota, counts_for_the_user_of_the_new_queue)
+{
+	const uid_t uid = 54321;
+	struct kq theirs;
+	int err;
+
+	if (setresuid(uid, uid, 0))
+		SKIP(return, "cannot become another user");
+	err = kq_open(&theirs, SLOTS);
+	ASSERT_EQ(0, setresuid(0, 0, 0));
+	ASSERT_EQ(0, err);
+	for (int i = 1; i < 4; i++)
+		ASSERT_EQ(1, add_count(&self->from, i, 0));
+	ASSERT_EQ(1, count(&self->from, 1, 3));
+
+	ASSERT_TRUE(write_file(LIMIT_FILE, "2"));
+	EXPECT_EQ(1, add_count(&theirs, 10, 0));
+	EXPECT_EQ(1, move_user(&self->from, &theirs, 2));
+	EXPECT_EQ(-EDQUOT, add_count(&theirs, 11, 0));
+	EXPECT_EQ(-EDQUOT, move_user(&self->from, &theirs, 1));
+	want_empty(&theirs);
+	EXPECT_EQ(1, user_op(&theirs, KEVENT_OP_DEL, 10));
+	EXPECT_EQ(1, move_user(&self->from, &theirs, 1));
+	EXPECT_EQ(-EDQUOT, move_user(&self->from, &theirs, 3));
+	/* Who moves away makes room. */
+	ASSERT_TRUE(write_file(LIMIT_FILE, "100"));
+	EXPECT_EQ(1, move_user(&theirs, &self->from, 2));
+	ASSERT_TRUE(write_file(LIMIT_FILE, "2"));
+	EXPECT_EQ(1, move_user(&self->from, &theirs, 3));
+	want_count(&theirs, 1, 3);
+	want_empty(&theirs);
+	want_empty(&self->from);
+	kq_close(&theirs);
 }
 
 /*
@@ -1169,7 +1264,7 @@ TEST_F(move, races_with_close_of_the_source)
  */
 #define WATCHERS 200
 
-TEST_F(move, races_with_the_next_move)
+TEST_F_TIMEOUT(move, races_with_the_next_move, 60)
 {
 	struct epoll_event in = { .events = EPOLLIN | EPOLLET };
 	int fd = open_eventfd();

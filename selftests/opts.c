@@ -14,8 +14,6 @@
 /* User events 0 to NR - 1 are registered; their number is the user data. */
 #define NR	12
 
-/* Long enough for a thread to do what it must not do */
-
 /*
  * Signals
  */
@@ -352,6 +350,28 @@ TEST_F(call, mask_lets_a_pending_signal_end_it)
 		want_got(0);
 		EXPECT_EQ(1, nr_caught(sigs[i]));
 	}
+}
+
+/* Neither with nothing to wait for, nor with no time to wait */
+TEST_F(call, mask_lets_no_signal_end_what_does_not_wait)
+{
+	for (int min = 0; min <= 1; min++) {
+		init_call(min);
+		self->c.timeout = ms_to_timespec(0);
+		self->c.forever = !min;
+		call_set_mask(&self->c, self->blocked & ~sig_bit(SIGUSR1));
+		raise(SIGUSR1);
+		call_do(&self->c);
+		want_got(0);
+		EXPECT_EQ(0, nr_caught(SIGUSR1));
+		EXPECT_TRUE(is_pending(SIGUSR1));
+	}
+	/* Where it waits, it is caught. */
+	init_call(1);
+	call_set_mask(&self->c, self->blocked & ~sig_bit(SIGUSR1));
+	call_do(&self->c);
+	want_failed(-EINTR, 0);
+	EXPECT_EQ(1, nr_caught(SIGUSR1));
 }
 
 /* It comes before the call, on its way to sleep, or while it sleeps. */
@@ -1164,8 +1184,10 @@ TEST_F(call, opts_and_changes_need_not_be_writable)
 FIXTURE(deadline) {
 	struct kq q;
 	struct call c;
-	int old_tai;		/* the offset of TAI, negative if not changed */
-	__s64 shifted;		/* by how much the clock was set */
+	__s64 ahead;		/* of the realtime clock, before all this */
+	bool shifted;		/* the clock was set, or is about to be */
+	int old_tai;		/* the offset of TAI, before all this */
+	bool moved_tai;		/* it was changed, or is about to be */
 };
 
 FIXTURE_VARIANT(deadline) {
@@ -1185,10 +1207,10 @@ static int set_tai(int offset)
 	return adjtimex(&tx) < 0 ? -errno : 0;
 }
 
-/* Sets the realtime clock, and with it that of TAI. */
-static int shift_clock(__s64 by)
+/* Sets the realtime clock, and with it that of TAI, to @by from what is right. */
+static int shift_clock(__s64 ahead, __s64 by)
 {
-	__s64 ns = clock_ns(CLOCK_REALTIME) + by;
+	__s64 ns = now_ns() + ahead + by;
 	struct timespec ts = {
 		.tv_sec = ns / NSEC_PER_SEC,
 		.tv_nsec = ns % NSEC_PER_SEC,
@@ -1201,21 +1223,27 @@ FIXTURE_SETUP(deadline)
 {
 	struct timex tx = { };
 
+	if (!setup_queue(_metadata, &self->q, 0))
+		return;
+	self->ahead = clock_ns(CLOCK_REALTIME) - now_ns();
 	/* So that no two clocks agree */
-	self->old_tai = -1;
-	if (variant->clock == CLOCK_TAI && adjtimex(&tx) >= 0 &&
-	    !set_tai(tx.tai + 600))
+	if (variant->clock == CLOCK_TAI && adjtimex(&tx) >= 0) {
 		self->old_tai = tx.tai;
-	setup_queue(_metadata, &self->q, 0);
+		self->moved_tai = true;
+		set_tai(tx.tai + 600);
+	}
 }
 
-FIXTURE_TEARDOWN(deadline)
+/*
+ * In the parent, so that the clocks are right even after a crash.  The queue is
+ * none of its own.
+ */
+FIXTURE_TEARDOWN_PARENT(deadline)
 {
 	if (self->shifted)
-		shift_clock(-self->shifted);
-	if (self->old_tai >= 0)
+		shift_clock(self->ahead, 0);
+	if (self->moved_tai)
 		set_tai(self->old_tai);
-	kq_close(&self->q);
 }
 
 #define init_deadline(min, collects, end) do {				\
@@ -1303,12 +1331,12 @@ TEST_F(deadline, is_of_the_clock_as_it_is_set)
 	for (int i = 0; i < 2; i++) {
 		init_deadline(1, i, clock_ns(variant->clock) + HOUR_NS);
 		ASSERT_EQ(0, call_start(&self->c));
-		if (shift_clock(2 * HOUR_NS)) {
+		self->shifted = true;
+		if (shift_clock(self->ahead, 2 * HOUR_NS)) {
 			ASSERT_EQ(1, trigger(&self->q, 0));
 			ASSERT_TRUE(call_join(&self->c));
 			SKIP(return, "cannot set the clock");
 		}
-		self->shifted = 2 * HOUR_NS;
 		if (!variant->can_be_set) {
 			sleep_ms(MOMENT_MS);
 			EXPECT_FALSE(call_done(&self->c));
@@ -1316,8 +1344,7 @@ TEST_F(deadline, is_of_the_clock_as_it_is_set)
 		}
 		ASSERT_TRUE(call_join(&self->c));
 		want_got_in_time(!variant->can_be_set);
-		ASSERT_EQ(0, shift_clock(-self->shifted));
-		self->shifted = 0;
+		ASSERT_EQ(0, shift_clock(self->ahead, 0));
 	}
 }
 

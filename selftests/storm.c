@@ -924,13 +924,20 @@ static bool is_busy(struct storm *st, struct source *src)
 	       missing_of(st, src);
 }
 
+/* What is to go wrong may need an event that comes late. */
+static bool goes_on(struct storm *st)
+{
+	return load(&st->claims) < st->target ||
+	       (st->sabotage && !load(&st->sabotaged));
+}
+
 static void *producer_fn(void *arg)
 {
 	struct actor *me = arg;
 	struct storm *st = me->st;
 	int idle = 0;
 
-	while (load(&st->claims) < st->target &&
+	while (goes_on(st) &&
 	       load(&st->produced) < 20 * st->target + 1000) {
 		/* Who has armed a STEP, or counted FLAGS, is alone with it. */
 		unsigned int nr = me->number +

@@ -10,8 +10,6 @@
 #define SLOTS 16
 #define NR 12
 
-/* Long enough for a thread to do what it must not do */
-
 /* Eventfds 0 to NR - 1 are registered; their number is the user data. */
 FIXTURE(wait) {
 	struct kq q;
@@ -460,6 +458,7 @@ TEST_F_TIMEOUT(wait, wake_up_is_passed_on_by_who_is_interrupted, 60)
 		struct waiter a = { }, b = { };
 		struct waiter *first = i % 2 ? &a : &b;
 		struct waiter *second = i % 2 ? &b : &a;
+		__s64 end;
 
 		ASSERT_EQ(0, waiter_start(first, &self->q, 1, 1));
 		ASSERT_EQ(0, waiter_start(second, &self->q, 1, 1));
@@ -469,8 +468,12 @@ TEST_F_TIMEOUT(wait, wake_up_is_passed_on_by_who_is_interrupted, 60)
 		if (i % 4 >= 2)
 			pthread_kill(a.thread, SIGUSR1);
 
-		while (!waiter_done(&a) && !waiter_done(&b))
+		end = now_ns() + PATIENCE_MS * NSEC_PER_MSEC;
+		while (!waiter_done(&a) && !waiter_done(&b)) {
+			ASSERT_LT(now_ns(), end)
+				TH_LOG("nobody was woken in turn %d", i);
 			sched_yield();
+		}
 		/* Usually it has ended by now: by the event or the signal. */
 		ASSERT_TRUE(join_by_signal(&a, SIGUSR1));
 		ASSERT_TRUE(a.ret == 1 || a.ret == -EINTR)

@@ -866,6 +866,55 @@ TEST_F(watchers, that_were_cancelled_are_not_told)
 	uring_close(&r);
 }
 
+static int uring_close_fd(struct uring *r, int fd, bool by_worker)
+{
+	struct io_uring_sqe sqe = {
+		.opcode = IORING_OP_CLOSE,
+		.fd = fd,
+		.flags = by_worker ? IOSQE_ASYNC : 0,
+	};
+	struct io_uring_cqe cqe;
+
+	if (uring_submit(r, sqe) != 1 || uring_wait(r, &cqe, PATIENCE_MS) != 1)
+		return -ETIME;
+	return cqe.res;
+}
+
+/* At once, and by a thread of the kernel, while a duplicate is open */
+TEST_F(watchers, are_not_told_of_what_io_uring_has_closed)
+{
+	struct kq *q = &self->q;
+	struct uring r;
+
+	if (uring_setup(&r))
+		SKIP(return, "there is no io_uring");
+	for (int round = 0; round < 16; round++) {
+		enum collect_by first = round & 1 ? BY_RING : BY_SYSCALL;
+		enum collect_by then = round & 1 ? BY_SYSCALL : BY_RING;
+		__u32 mode = round & 8 ? KEVENT_LEVEL : KEVENT_EDGE;
+		int fd = open_eventfd(), copy = dup(fd);
+
+		ASSERT_EQ(1, kq_add_mode(q, fd, EPOLLIN, mode, 9));
+		if (round & 2)
+			signal_eventfd(copy);
+		ASSERT_EQ(0, uring_close_fd(&r, fd, round & 4))
+			TH_LOG("round %d", round);
+		/* Neither the event that there was, nor another */
+		for (int i = 0; i < 2; i++) {
+			want_none(q, first);
+			want_none(q, then);
+			EXPECT_EQ(0, kevent_ring_flags(&q->map));
+			signal_eventfd(copy);
+		}
+		want_none(q, first);
+		want_none(q, then);
+		EXPECT_EQ(-EBADF, kq_del(q, fd));
+		EXPECT_EQ(-ENOENT, kq_del(q, copy));
+		close(copy);
+	}
+	uring_close(&r);
+}
+
 /*
  * An eventfd tells of the completions of an io_uring, a queue of the eventfd,
  * and the io_uring polls the queue: each completion would make another.  The
