@@ -57,7 +57,10 @@ struct kevent_params {
  * that finds the ring full waits in its registration; see KEVENT_RING_OVERFLOW.
  */
 #define KEVENT_INIT_OVERCOMMIT	(1U << 0)
-/* The ring's memory is on @node, if there is any. */
+/*
+ * The ring's memory comes from @node as long as that has some.  EINVAL if the
+ * node has none at all.
+ */
 #define KEVENT_INIT_NODE	(1U << 1)
 /*
  * Of the threads that wait in kevent_getevents(), wake the one that came last:
@@ -81,8 +84,9 @@ struct kevent_params {
 /**
  * struct kevent_ring - the header of the ring; the kernel alone writes it
  * @compat: features that a consumer may ignore
- * @incompat: KEVENT_RING_INCOMPAT_*; a consumer that does not know one must not
- *	use the ring
+ * @incompat: KEVENT_RING_INCOMPAT_*, which can be set while the ring is in use: a
+ *	consumer reads it before each batch, and if there is a bit that it does
+ *	not know, leaves the slots alone and calls kevent_getevents()
  * @slots: number of slots, a power of two
  * @slot_size: bytes from one slot to the next, at least sizeof(struct
  *	kevent_slot)
@@ -137,22 +141,36 @@ struct kevent_ring {
  * i is used for the positions i, i + slots, i + 2 * slots and so on, counted
  * from 0; the generation of position p is p / slots + 1, modulo 2^31.
  *
- * To consume:
+ * To consume what is at a position:
  *
- * 1. Read @word with acquire semantics.  If KEVENT_WORD_READY is clear, the
- *    slot is empty: the generation tells whether the position the consumer
- *    looks for was claimed by somebody else (it is the position's own, or a
- *    later one) or not posted yet (it is an earlier one).
- * 2. Read the other fields.
+ * 1. Read @word with acquire semantics, and compare its generation with that of
+ *    the position, modulo 2^31.  If it is later, the consumer is behind: what
+ *    was at this position is gone, so go on to the next one.  If it is the same
+ *    and KEVENT_WORD_READY is clear, somebody else has claimed the event: go on
+ *    as well.  If it is earlier and KEVENT_WORD_READY is clear, nothing was
+ *    posted here yet, nor after it: there are no more events.
+ * 2. KEVENT_WORD_READY is set: read the other fields.
  * 3. Compare-and-exchange @word, from what was read to KEVENT_WORD_CLAIMED()
  *    of it, with acquire and release semantics.  If that fails, the kernel
- *    has merged more into the value or somebody else was first: start anew.
- * 4. If the value is zero, the event was cancelled: it is none.
+ *    has merged more into the value or somebody else was first: start again at
+ *    step 1.
+ * 4. If the value is zero, the event was cancelled: there is none.
+ * 5. If the generation was that of the position, go on to the next one.  If it
+ *    was an earlier one, somebody had passed over that event, and this
+ *    position's own is still to come: look at the slot again.
  *
  * After the last claim of a batch, and before the first look at any of the
  * sources, a consumer must execute one full memory fence.  Without it the
  * kernel may take the event for unclaimed while the consumer misses what the
  * source had to say.
+ *
+ * Nothing depends on a consumer's position but how soon it finds an event.  One
+ * that does not know it, as when it joins others, takes the generation of slot 0
+ * and begins at slot 1 of the lap before that; what is older is gone, or was
+ * passed over.  If kevent_getevents() says that there are events, and none is
+ * found at the position, then another consumer has got them, or they are
+ * level-triggered, or this one has passed over them: collect once by
+ * kevent_getevents(), and begin in that way again.
  */
 struct kevent_slot {
 	__u64 word;
@@ -190,9 +208,9 @@ struct kevent_slot {
 #define KEVENT_SOURCE_FD	1
 
 /*
- * In the value of a KEVENT_SOURCE_FD event: the source was woken without
- * saying why, so the value is all that was asked for, but EPOLLERR and EPOLLHUP,
- * and any of it, or one of these two, may be so.
+ * In the value of a KEVENT_SOURCE_FD event: the file did not say what happened.
+ * The other bits are those that were asked for, without EPOLLERR and EPOLLHUP.
+ * Any of them, or of these two, may be true.
  */
 #define KEVENT_FD_HINT		(1U << 31)
 
@@ -203,7 +221,7 @@ struct kevent_slot {
  * since the last event was claimed; it stops at KEVENT_COUNT_MAX.  Intervals of
  * less than 100 microseconds are counted several at a time.
  *
- * Times after the year 2262 are as good as that: the timer never expires.
+ * A time after the year 2262 is never reached: the timer does not expire.
  */
 #define KEVENT_SOURCE_TIMER	2
 
@@ -255,7 +273,8 @@ struct kevent_slot {
  * @ident: what of the source, for example a file descriptor
  * @source: KEVENT_SOURCE_*
  * @op: change: KEVENT_OP_*; event: zero
- * @flags: change: KEVENT_* mode flags; event: those of the registration
+ * @flags: change: KEVENT_* mode flags; event: those of the registration, but
+ *	KEVENT_DISABLED
  * @events: change: what to report; event: the value
  * @result: change: in: zero, out: see KEVENT_CTL_RESULTS; event: zero
  * @user_data: handed back with each event, in the ring too
@@ -307,13 +326,13 @@ struct ukevent {
 /* KEVENT_OP_MOD if it is registered, KEVENT_OP_ADD if not */
 #define KEVENT_OP_SET		4
 /*
- * Report again, and look at the source: what is so already is reported at once.
- * Only the name is used.
+ * Report again, and look at the source: a condition that holds already is
+ * reported at once.  Only the name is used.
  */
 #define KEVENT_OP_ENABLE	5
 /*
  * Report nothing until enabled; an event that was not claimed is taken back.
- * Counts go on, and timers.  Only the name is used.
+ * Timers keep running and counts keep accumulating.  Only the name is used.
  */
 #define KEVENT_OP_DISABLE	6
 /* KEVENT_SOURCE_USER: trigger; @data or @fflags as the kind of the source says */
@@ -324,14 +343,15 @@ struct ukevent {
  */
 #define KEVENT_OP_MOVE		8
 /*
- * KEVENT_SOURCE_QUEUE: make @data slots of the ring, at least, at most
- * KEVENT_MAX_SLOTS.  No event is lost, moved or repeated: those in the old slots
- * stay there until they are claimed, later ones go to the new.
+ * KEVENT_SOURCE_QUEUE: let the ring have at least @data slots, rounded up to a
+ * power of two, at most KEVENT_MAX_SLOTS.  No event is lost, moved or repeated:
+ * those in the old slots stay there until they are claimed, later ones go to the
+ * new.
  */
 #define KEVENT_OP_GROW		9
 /*
  * KEVENT_SOURCE_QUEUE: every thread that waits in kevent_getevents() returns,
- * with what there is, be it nothing.
+ * with the events that there are, possibly none.
  */
 #define KEVENT_OP_WAKE		10
 
@@ -342,8 +362,8 @@ struct ukevent {
 /* Report changes, through the ring.  Timers and user events are of this mode. */
 #define KEVENT_EDGE		(1U << 0)
 /*
- * Report what is so, each time kevent_getevents() is called, and only there.
- * Such a registration needs no slot.
+ * Report the state of the source, each time kevent_getevents() is called, and
+ * only there.  Such a registration needs no slot.
  */
 #define KEVENT_LEVEL		(1U << 1)
 /* The registration ends when its event is claimed. */
@@ -354,9 +374,10 @@ struct ukevent {
 #define KEVENT_DISABLED		(1U << 4)
 /*
  * KEVENT_SOURCE_FD, KEVENT_OP_ADD: when the file has something for one of several
- * queues, tell only one of those that registered it with this flag and have a
- * thread, or a poller, waiting: the first.  @events must be a subset of EPOLLIN,
- * EPOLLOUT, EPOLLERR and EPOLLHUP.  Cannot be modified.
+ * queues, tell those that registered it with this flag one after the other, until
+ * one has a thread, or a poller, waiting that it wakes.  Those before it keep the
+ * event as well; if nobody waits, all have it.  @events must be a subset of
+ * EPOLLIN, EPOLLOUT, EPOLLERR and EPOLLHUP.  Cannot be modified.
  */
 #define KEVENT_EXCLUSIVE	(1U << 5)
 /* With KEVENT_EXCLUSIVE: the queues take turns. */
