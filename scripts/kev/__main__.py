@@ -66,7 +66,7 @@ def main_test(arguments):
                    help="only the selftests in a kernel with KASAN, lockdep and kmemleak, which "
                         f"takes long (the same as the steps {', '.join(test.DEBUG_STEPS)})")
     p.add_argument("--repeat", metavar="N", type=positive, default=1,
-                   help="run the selftests N times in each boot, and count each run")
+                   help="run the selftests N times, each in a boot of its own, and count each run")
     return test.command(p.parse_args(arguments))
 
 
@@ -79,6 +79,8 @@ def main_bench(arguments):
                         "1000000 takes minutes and 5 GB of memory")
     p.add_argument("--baseline", action="store_true",
                    help="make these rows what scripts/test bench compares with")
+    p.add_argument("--inline", action="store_true",
+                   help="in a kernel with CONFIG_RUST_INLINE_HELPERS=y (builds one more)")
     p.add_argument("--others", action="store_true",
                    help="instead: what programs that do not use it pay for it, in kernels with "
                         "and without the series (builds three more)")

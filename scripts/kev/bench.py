@@ -27,7 +27,8 @@ BOOTS = 3
 #: How much a row may grow, and how much is nothing, for rows of a few instructions.
 TOLERANCE, SLACK = 0.01, 0.1
 #: What varies by more than that from boot to boot, by slabs, trees and interrupts: not compared.
-NOISY = re.compile(r"(add|modify|delete)\.1$|(write|loop|echo|trigger|timer|others|bytes)\.")
+NOISY = re.compile(r"(add|modify|delete)\.1$"
+                   r"|(write|loop|echo|trigger|move|full|grow|timer|others|bytes)\.")
 #: Seconds: for all groups of rows; and more for each million of idle sources.
 LIMIT, LIMIT_MILLION = 900, 3600
 #: Tools whose version can change a number.
@@ -56,6 +57,10 @@ SECTIONS = [
      "program goes on. epoll: with timerfds. past: expired when it is made"),
     ("trigger.", "Triggered by the program", "one of a batch. epoll: an eventfd; io_uring: a "
      "no-op; path: with the collection"),
+    ("move.", "Move", "one registration to another queue, by itself or in bulk"),
+    ("full.", "Behind a full ring", "a trigger of an event that waits, one of a batch; .again: "
+     "merged into one that does"),
+    ("grow.", "Grow", "from 512 slots to 1024, while so many events are unclaimed"),
     ("bytes.", "Memory", "for a registration, of 8192; registration: slab and vmalloc; all: with "
      "the queue itself. The kernel does not charge aio's to anybody"),
     ("loop.", "Event loop", "as libevent's bench.c: pipes.active.writes; an event, with its read "
@@ -402,7 +407,7 @@ def native():
 
 def command(args):
     """scripts/bench; gives the exit status."""
-    if args.baseline and (args.others or args.native or args.idle != IDLE):
+    if args.baseline and (args.others or args.native or args.inline or args.idle != IDLE):
         raise ui.Failure("--baseline goes with nothing else",
                          "scripts/test measures as it does alone", "scripts/bench --baseline")
     if args.native and args.json:
@@ -418,7 +423,7 @@ def command(args):
             write_json(Path(args.json), [{**row, "kernel": name} for name, rows in found.items()
                                          for row in rows])
         return 0
-    kernel = build.patched(args.tree)
+    kernel = build.patched(args.tree, "inline" if args.inline else "")
     rows = measure(kernel, args.idle)
     ui.say(table(rows))
     ui.say(NOTES)

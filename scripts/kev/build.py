@@ -12,8 +12,9 @@ from pathlib import Path
 from kev import arch, config, cross, series, setup, tree, ui
 
 TEST_CONFIG = config.SCRIPTS / "test.config"
-#: Kernels that find mistakes, and are slow: what is merged on top.
-DEBUGGING = {name: config.SCRIPTS / f"{name}.config" for name in ("debug", "kcsan")}
+#: Kernels of another kind, and what is merged on top for them: debug and kcsan find mistakes, and
+#: are slow; inline has the locks and atomics of Rust inlined.
+KINDS = {name: config.SCRIPTS / f"{name}.config" for name in ("debug", "kcsan", "inline")}
 FRAGMENT = config.CHECKOUT / "Kconfig.fragment"
 SELFTESTS_CONFIG = config.CHECKOUT / "selftests/config"
 SELFTESTS = "tools/testing/selftests/kevent"
@@ -138,14 +139,13 @@ def patched_source(user_tree=None):
     return base, base.checkout(series.applied(base))
 
 
-def patched(user_tree=None, debugging="", machine=arch.X86_64):
-    """The kernel with the series, built; or one of DEBUGGING."""
+def patched(user_tree=None, kind="", machine=arch.X86_64):
+    """The kernel with the series, built; or one of KINDS."""
     setup.toolchain()
     base, source = patched_source(user_tree)
-    return kernel(source, out_folder(base, machine.label(debugging or "test")),
-                  fragments(machine, *([DEBUGGING[debugging]] if debugging else []), FRAGMENT,
-                            SELFTESTS_CONFIG),
-                  machine.label(f"build-{debugging}" if debugging else "build"), machine)
+    return kernel(source, out_folder(base, machine.label(kind or "test")),
+                  fragments(machine, *([KINDS[kind]] if kind else []), FRAGMENT, SELFTESTS_CONFIG),
+                  machine.label(f"build-{kind}" if kind else "build"), machine)
 
 
 def headers(kernel, bits, log):

@@ -269,23 +269,20 @@ def tap(text, status, limit=PROGRAM_LIMIT):
     return len(lines) - skipped - sum(f.startswith("not ok") for f in failures), skipped, failures
 
 
-def suite(programs, runs, limit, setting=""):
-    """The shell text that runs the programs, `runs` times; run 1 leaves its files in run-1/.
+def suite(programs, limit, setting=""):
+    """The shell text that runs the programs; each leaves NAME.tap and NAME.status.
 
     With `setting`, a NAME=VALUE, in their environment.
     """
-    once = "".join(
-        f'echo "{p.name}, run $run of {runs}"\n'
+    return "".join(
+        f"echo {p.name}\n"
         f"(cd {p.parent} && {f'export {setting} && ' if setting else ''}"
-        f"exec timeout -k 5 {limit} ./{p.name}) >$to/{p.name}.tap 2>&1\n"
-        f"echo $? >$to/{p.name}.status\n" for p in programs)
-    return f"run=1\nwhile [ $run -le {runs} ]; do\nto=run-$run\nmkdir -p $to\n{once}" \
-           "run=$((run + 1))\ndone\n"
+        f"exec timeout -k 5 {limit} ./{p.name}) >{p.name}.tap 2>&1\n"
+        f"echo $? >{p.name}.status\n" for p in programs)
 
 
-def judge_run(folder, programs, limit, quiet=False):
-    """The Tally of one run of the selftests; with `quiet`, only what is wrong is printed."""
-    tally = Tally()
+def judge_programs(tally, folder, programs, limit, quiet=False):
+    """Count what the programs of one run left; with `quiet`, only what is wrong is printed."""
     for program in programs:
         output = folder / f"{program.name}.tap"
         passed, skipped, failures = tap(
@@ -300,24 +297,27 @@ def judge_run(folder, programs, limit, quiet=False):
         tally.skipped += skipped
         for failure in failures:
             tally.fails(f"{program.name}: {failure} ({output})")
-    return tally
 
 
-def judge_runs(tally, folder, programs, runs, limit):
-    """Count every run that began; those that did not are one failure."""
+def repeat(tally, runs, one):
+    """Call `one` with a Tally and the number of the run, for each run; its own if it is alone."""
+    if runs == 1:
+        return one(tally, 1)
     for run in range(1, runs + 1):
-        if run > 1 and not (folder / f"run-{run}").exists():
-            return tally.fails(f"the guest stopped in run {run - 1} of {runs}")
-        one = judge_run(folder / f"run-{run}", programs, limit, quiet=runs > 1)
-        if runs > 1:
-            ui.say(f"  {'FAIL' if one.failed else 'ok':5} run {run} of {runs}: {one.counts()}")
-        tally.adds(one)
+        own = Tally()
+        try:
+            one(own, run)
+        except ui.Failure as failure:
+            own.fails(failure)
+        ui.say(f"  {'FAIL' if own.failed else 'ok':5} run {run} of {runs}: {own.counts()}")
+        tally.adds(own)
 
 
 def selftests(tally, options, name, bits=64, debugging="", only=(), many=""):
-    """Build the selftests, run them in a guest as often as asked for, judge them and the log.
+    """Build the selftests, run them as often as asked for, each time in a guest of its own, and
+    judge them and the log.
 
-    In the kernel `debugging`, one of build.DEBUGGING, if that is given. `only` some of
+    In the kernel `debugging`, one of build.KINDS, if that is given. `only` some of
     them, if any are named. With `many`, a setting that has them do much, they run for long.
     """
     machine = machine_of(options)
@@ -336,29 +336,36 @@ def selftests(tally, options, name, bits=64, debugging="", only=(), many=""):
     if only:
         programs = [p for p in programs if p.name in only]
     limit = MANY_LIMIT if many else PROGRAM_LIMIT * (DEBUG_SLOWNESS if debugging else 1)
-    total = limit * len(programs) * options.repeat
-    commands = suite(programs, options.repeat, limit, many)
+    total = limit * len(programs)
+    commands = suite(programs, limit, many)
     extra = {}
     if debugging:
         extra = {"boot_limit": boot.BOOT_LIMIT * DEBUG_SLOWNESS, "memory": DEBUG_MEMORY}
     if debugging == "debug":
         commands = debug.BEFORE + commands + debug.AFTER
         total += 2 * KMEMLEAK_LIMIT
-    result = boot.run(kernel, name, commands, total, icount=options.icount,
-                      silence=max(limit + 60, KMEMLEAK_LIMIT if debugging == "debug" else 0),
-                      title=f"{machine.label(name)}: boot and run",
-                      state=lambda folder: (boot.read(folder / "output").splitlines() or [""])[-1],
-                      **extra)
-    judge_runs(tally, result.folder, programs, options.repeat, limit)
-    if debugging == "kcsan":
-        tally.judge("KCSAN was on", debug.missing(result.folder, debug.KCSAN_STARTS))
-        result, others = debug.races(result)
-        ui.say(f"        {others} reports of races that kevent has no part in")
-    if debugging == "debug":
-        tally.judge("KASAN, lockdep and kmemleak were on", debug.aids(result.folder))
-        tally.judge("no memory is lost", debug.kmemleak(result.folder))
-        result = debug.log_only(result)
-    clean_log(tally, result)
+
+    def one(tally, run):
+        again = options.repeat > 1
+        result = boot.run(kernel, f"{name}-{run}" if again else name, commands, total,
+                          icount=options.icount,
+                          silence=max(limit + 60, KMEMLEAK_LIMIT if debugging == "debug" else 0),
+                          title=f"{machine.label(name)}: boot and run",
+                          state=lambda folder: (boot.read(folder / "output").splitlines()
+                                                or [""])[-1],
+                          **extra)
+        judge_programs(tally, result.folder, programs, limit, quiet=again)
+        if debugging == "kcsan":
+            tally.judge("KCSAN was on", debug.missing(result.folder, debug.KCSAN_STARTS))
+            result, others = debug.races(result)
+            ui.say(f"        {others} reports of races that kevent has no part in")
+        if debugging == "debug":
+            tally.judge("KASAN, lockdep and kmemleak were on", debug.aids(result.folder))
+            tally.judge("no memory is lost", debug.kmemleak(result.folder))
+            result = debug.log_only(result)
+        clean_log(tally, result)
+
+    repeat(tally, options.repeat, one)
 
 
 def step_selftests(tally, options):

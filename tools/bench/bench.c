@@ -683,29 +683,42 @@ static void group_timer(void)
 
 static struct ukevent triggers[BATCH_MAX];
 
+static void change(int queue, struct ukevent *changes, unsigned int n)
+{
+	long done = call4(__NR_kevent_ctl, queue, (long)changes, n, 0);
+
+	must(done == n, "kevent_ctl", done);
+}
+
+/* Counts that are triggered: registers them, and leaves in triggers[] what triggers each. */
+static void add_counts(int queue)
+{
+	for (unsigned int i = 0; i < BATCH_MAX; i++)
+		triggers[i] = (struct ukevent) {
+			.ident = i,
+			.source = KEVENT_SOURCE_USER,
+			.op = KEVENT_OP_ADD,
+			.flags = KEVENT_EDGE,
+			.events = KEVENT_USER_COUNT,
+			.user_data = i,
+		};
+	change(queue, triggers, BATCH_MAX);
+	for (unsigned int i = 0; i < BATCH_MAX; i++)
+		triggers[i] = (struct ukevent) {
+			.ident = i,
+			.source = KEVENT_SOURCE_USER,
+			.op = KEVENT_OP_TRIGGER,
+			.data = 1,
+		};
+}
+
 static void group_trigger(void)
 {
 	static const unsigned int some[] = { 1, 64 };
 	unsigned int n;
 
 	if (kevent_ring.open(BATCH_MAX)) {
-		for (unsigned int i = 0; i < BATCH_MAX; i++)
-			triggers[i] = (struct ukevent) {
-				.ident = i,
-				.source = KEVENT_SOURCE_USER,
-				.op = KEVENT_OP_ADD,
-				.flags = KEVENT_EDGE,
-				.events = KEVENT_USER_COUNT,
-				.user_data = i,
-			};
-		must(kevent_ctl(triggers, BATCH_MAX) == BATCH_MAX, "user events", 0);
-		for (unsigned int i = 0; i < BATCH_MAX; i++)
-			triggers[i] = (struct ukevent) {
-				.ident = i,
-				.source = KEVENT_SOURCE_USER,
-				.op = KEVENT_OP_TRIGGER,
-				.data = 1,
-			};
+		add_counts(kevent_queue());
 		for (unsigned int i = 0; i < ARRAY_SIZE(some); i++) {
 			n = some[i];
 			MEASURE(, kevent_ctl(triggers, n), kevent_ring.collect(n));
@@ -744,6 +757,107 @@ static void group_trigger(void)
 		}
 		uring_default.close();
 	}
+}
+
+/*
+ * What a queue can do that its peers cannot: hand registrations over, let events wait, grow
+ */
+
+#define GROWN (2 * BATCH_MAX)
+
+static int queue_of(unsigned int slots, unsigned int flags)
+{
+	struct kevent_params params = { .slots = slots, .flags = flags };
+	long fd = call3(__NR_kevent_init, (long)&params, sizeof(params), 0);
+
+	must(fd >= 0, "kevent_init", fd);
+	return fd;
+}
+
+static void collect_all(int queue, unsigned int n)
+{
+	static struct ukevent events[BATCH_MAX];
+	long got = call6(__NR_kevent_getevents, queue, (long)events, 0, n, 0, 0);
+
+	must(got == n, "kevent_getevents", got);
+}
+
+static void move_rows(void)
+{
+	static const unsigned int some[] = { 1, BATCH_MAX };
+	static struct ukevent there[BATCH_MAX], back[BATCH_MAX];
+	int from = queue_of(BATCH_MAX, 0), to = queue_of(BATCH_MAX, 0);
+
+	make_sources(EVENTFD, BATCH_MAX);
+	for (unsigned int i = 0; i < BATCH_MAX; i++) {
+		there[i] = (struct ukevent) {
+			.ident = sources[i].r,
+			.source = KEVENT_SOURCE_FD,
+			.op = KEVENT_OP_ADD,
+			.flags = KEVENT_EDGE,
+			.events = EPOLLIN,
+		};
+		back[i] = (struct ukevent) {
+			.ident = sources[i].r,
+			.source = KEVENT_SOURCE_FD,
+			.op = KEVENT_OP_MOVE,
+			.data = from,
+		};
+	}
+	change(from, there, BATCH_MAX);
+	memcpy(there, back, sizeof(there));
+	for (unsigned int i = 0; i < BATCH_MAX; i++)
+		there[i].data = to;
+	for (unsigned int i = 0; i < ARRAY_SIZE(some); i++) {
+		MEASURE(, change(from, there, some[i]), change(to, back, some[i]));
+		row("kevent", "move", some[i], "insns/event", 0, some[i]);
+	}
+	close_sources();
+	call3(__NR_close, from, 0, 0);
+	call3(__NR_close, to, 0, 0);
+}
+
+static void full_rows(void)
+{
+	const unsigned int n = 64;
+	int queue = queue_of(1, KEVENT_INIT_OVERCOMMIT);
+
+	add_counts(queue);
+	/* The first is in the ring, the others wait. */
+	MEASURE(, change(queue, triggers, n), collect_all(queue, n));
+	row("kevent", "full", n, "insns/event", 0, n);
+	MEASURE(change(queue, triggers, n), change(queue, triggers, n), collect_all(queue, n));
+	row("kevent", "full.again", n, "insns/event", 0, n);
+	call3(__NR_close, queue, 0, 0);
+}
+
+static void grow_rows(void)
+{
+	static const unsigned int unclaimed[] = { 0, BATCH_MAX };
+	struct ukevent grow = {
+		.source = KEVENT_SOURCE_QUEUE,
+		.op = KEVENT_OP_GROW,
+		.data = GROWN,
+	};
+	int queue = -1;
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(unclaimed); i++) {
+		MEASURE(queue = queue_of(BATCH_MAX, 0); add_counts(queue);
+			change(queue, triggers, unclaimed[i]),
+			change(queue, &grow, 1),
+			call3(__NR_close, queue, 0, 0));
+		row("kevent", "grow", unclaimed[i], "insns", 0, 1);
+	}
+}
+
+static void group_queue(void)
+{
+	if (!kevent_ring.open(1))
+		return;
+	kevent_ring.close();
+	move_rows();
+	full_rows();
+	grow_rows();
 }
 
 /*
@@ -1049,6 +1163,7 @@ static const struct {
 	{ "change", group_change },
 	{ "timer", group_timer },
 	{ "trigger", group_trigger },
+	{ "queue", group_queue },
 	{ "bytes", group_bytes },
 	{ "loop", group_loop },
 	{ "idle", group_idle },

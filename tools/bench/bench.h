@@ -16,6 +16,10 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
+#define __NR_kevent_init 473
+#define __NR_kevent_ctl 474
+#define __NR_kevent_getevents 475
+
 #ifndef __always_inline
 #define __always_inline inline __attribute__((always_inline))
 #endif
@@ -132,7 +136,8 @@ struct spent {
 
 extern struct spent spent;
 
-/* As of kevent_ctl(), of the queue of kevent_ring, kevent_call and kevent_level */
+/* The queue of kevent_ring, kevent_call and kevent_level, and its kevent_ctl() */
+int kevent_queue(void);
 long kevent_ctl(void *changes, unsigned int nr);
 /* The next entry to submit, all zero; and the submission of all that there are. */
 struct io_uring_sqe *uring_sqe(void);

@@ -21,9 +21,6 @@
 
 #include "bench.h"
 
-#define __NR_kevent_init 473
-#define __NR_kevent_ctl 474
-#define __NR_kevent_getevents 475
 
 u32 collected[COLLECT_MAX];
 struct spent spent;
@@ -120,6 +117,11 @@ static void kevent_close(void)
 static __always_inline long kevent_ctl_(struct ukevent *changes, unsigned int nr)
 {
 	return call4(__NR_kevent_ctl, kv.fd, (long)changes, nr, 0);
+}
+
+int kevent_queue(void)
+{
+	return kv.fd;
 }
 
 long kevent_ctl(void *changes, unsigned int nr)

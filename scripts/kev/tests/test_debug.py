@@ -123,7 +123,7 @@ class ConfigTest(unittest.TestCase):
         self.assertEqual(build.asked([one, two]), {"A": "n", "B": "y", "C": "y"})
 
     def test_debug_config_asks_for_all_aids(self):
-        found = build.asked([build.TEST_CONFIG, build.DEBUGGING["debug"]])
+        found = build.asked([build.TEST_CONFIG, build.KINDS["debug"]])
         for name in ("KASAN", "KASAN_VMALLOC", "PROVE_LOCKING", "PROVE_RCU", "DEBUG_ATOMIC_SLEEP",
                      "DEBUG_OBJECTS", "DEBUG_KMEMLEAK", "DETECT_HUNG_TASK", "SOFTLOCKUP_DETECTOR",
                      "RUST_DEBUG_ASSERTIONS"):

@@ -31,38 +31,52 @@ class RunsTest(unittest.TestCase):
         path.chmod(0o755)
         return path
 
-    def run_suite(self, runs, limit=10, setting=""):
-        commands = test.suite(self.programs, runs, limit, setting)
+    def run_suite(self, limit=10, setting=""):
+        commands = test.suite(self.programs, limit, setting)
         done = subprocess.run(["sh", "-c", commands], check=True, cwd=self.folder,
                               capture_output=True, text=True)
         return done.stdout.splitlines()
 
-    def judge(self, runs, limit=10):
+    def judge(self, limit=10, runs=1, each=lambda run: None):
+        """Count `runs` runs; `each` is what makes one."""
+        def one(tally, run):
+            each(run)
+            test.judge_programs(tally, self.folder, self.programs, limit, quiet=runs > 1)
+
         tally, output = test.Tally(), io.StringIO()
         with contextlib.redirect_stdout(output):
-            test.judge_runs(tally, self.folder, self.programs, runs, limit)
+            test.repeat(tally, runs, one)
         return tally.counts(), output.getvalue()
 
     def test_one_run(self):
-        self.assertEqual(self.run_suite(1), ["one, run 1 of 1", "two, run 1 of 1"])
-        counts, output = self.judge(1)
+        self.assertEqual(self.run_suite(), ["one", "two"])
+        counts, output = self.judge()
         self.assertEqual(counts, "4 passed, 0 failed")
         self.assertIn("  ok    one: 2 passed\n", output)
 
     def test_each_run_is_counted(self):
         self.program("two", "#!/bin/sh\n[ -e failed ] && exec ./one\ntouch failed\n"
                      + TAP.format("not ok"))
-        self.run_suite(3)
-        counts, output = self.judge(3)
+        counts, output = self.judge(runs=3, each=lambda run: self.run_suite())
         self.assertEqual(counts, "11 passed, 1 failed")
         self.assertIn("  FAIL  run 1 of 3: 3 passed, 1 failed\n", output)
         self.assertIn("  ok    run 2 of 3: 4 passed, 0 failed\n", output)
         self.assertIn("  ok    run 3 of 3: 4 passed, 0 failed\n", output)
 
+    def test_run_that_cannot_be_made_is_a_failure_and_the_next_is_made(self):
+        def each(run):
+            if run == 1:
+                raise ui.Failure("no guest", "no memory")
+            self.run_suite()
+
+        counts, output = self.judge(runs=2, each=each)
+        self.assertEqual(counts, "4 passed, 1 failed")
+        self.assertIn("no memory", output)
+
     def test_programs_are_told_how_much_to_do(self):
         self.program("one", '#!/bin/sh\n[ "$MUCH" = 7 ] || exit 1\n' + TAP.format("ok"))
-        self.run_suite(1, setting="MUCH=7")
-        self.assertEqual(self.judge(1)[0], "4 passed, 0 failed")
+        self.run_suite(setting="MUCH=7")
+        self.assertEqual(self.judge()[0], "4 passed, 0 failed")
 
     def test_harsh_programs_are_there(self):
         there = {path.stem for path in (config.CHECKOUT / "selftests").glob("*.c")}
@@ -70,19 +84,18 @@ class RunsTest(unittest.TestCase):
 
     def test_program_that_takes_too_long(self):
         self.program("two", "#!/bin/sh\nsleep 9\n")
-        self.run_suite(1, limit=1)
-        self.assertIn("took more than 1 s", self.judge(1, limit=1)[1])
+        self.run_suite(limit=1)
+        self.assertIn("took more than 1 s", self.judge(limit=1)[1])
 
-    def test_runs_that_did_not_happen_are_a_failure(self):
-        self.run_suite(2)
-        (self.folder / "run-2/two.status").unlink()
-        counts, output = self.judge(4)
-        self.assertEqual(counts, "8 passed, 2 failed")
+    def test_program_that_did_not_end_is_a_failure(self):
+        self.run_suite()
+        (self.folder / "two.status").unlink()
+        counts, output = self.judge()
+        self.assertEqual(counts, "4 passed, 1 failed")
         self.assertIn("two: did not run, or did not end", output)
-        self.assertIn("the guest stopped in run 2 of 4", output)
 
     def test_guest_that_did_not_boot(self):
-        self.assertIn("no TAP plan", self.judge(1)[1])
+        self.assertIn("no TAP plan", self.judge()[1])
 
     def test_32_bits_that_cannot_be_had_are_a_visible_skip(self):
         tally, output = test.Tally(), io.StringIO()
