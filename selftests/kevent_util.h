@@ -654,6 +654,12 @@ static inline int kq_getevents(const struct kq *q, struct ukevent *evs,
 	return sys_kevent_getevents(q->fd, evs, min, max, &ts, NULL);
 }
 
+/* Lets in what waits behind a full ring, and collects nothing */
+static inline int kq_let_in(const struct kq *q)
+{
+	return kq_getevents(q, NULL, 0, 0, 0);
+}
+
 static inline struct kevent_getopts kq_opts(__u32 flags)
 {
 	return (struct kevent_getopts) {

@@ -293,7 +293,7 @@ impl Queue {
 
                 if seen && !enough {
                     // Another call that had found them too has left them to this one.
-                    self.wake_pollers();
+                    self.wake_pollers(0);
                 }
                 return enough;
             };
@@ -333,7 +333,6 @@ impl Queue {
             // What is looked at again is looked at alone.
             let most = if looks == 0 { BATCH as u32 } else { 1 };
             let most = most.min(max.saturating_sub(collected.events));
-            let to = collected.end_of(buffer);
             let mut batch = Batch::new();
             let (scan, here, end, claimed) = {
                 let mut inner = self.inner.lock();
@@ -353,7 +352,7 @@ impl Queue {
                 // What others change all the time can only be claimed together with its copy.
                 let claimed = looks != 0
                     && batch.first_mut().is_some_and(|taken| {
-                        taken.put_now(to)
+                        taken.put_now(collected.end_of(buffer))
                             && inner.events.claim(&taken.event, true, false) == Claim::Done
                     });
                 // What waits can find room when something is claimed.

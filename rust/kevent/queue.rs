@@ -411,8 +411,7 @@ impl Queue {
         let woken = wake.waiters && self.waiters.wake_one(wake.ready as usize);
 
         if wake.pollers {
-            self.pollers
-                .wake_one((mask::IN | mask::RDNORM | wake_bits) as usize);
+            self.wake_pollers(wake_bits);
         }
         woken || wake.pollers
     }
@@ -424,11 +423,10 @@ impl Queue {
         self.wake(wake, 0);
     }
 
-    /// Wakes those who poll the queue.
-    pub(crate) fn wake_pollers(&self) {
-        if self.pollers.is_active() {
-            self.pollers.wake_one((mask::IN | mask::RDNORM) as usize);
-        }
+    /// Wakes those who poll the queue, and passes `wake_bits` on to them.
+    pub(crate) fn wake_pollers(&self, wake_bits: u32) {
+        self.pollers
+            .wake_one((mask::IN | mask::RDNORM | wake_bits) as usize);
     }
 
     /// Claims events that were found, each with whether it is so and to be untouched, until one

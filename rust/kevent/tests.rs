@@ -576,6 +576,17 @@ fn move_by_hand(
     source.end_if_closed()
 }
 
+/// Adds a new file to `queue`; returns it with its descriptor and its name there.
+fn add_fake(queue: ArcBorrow<'_, Queue>, events: u32) -> Result<(Arc<Fake>, u32, Named)> {
+    let (fake, file) = Fake::new()?;
+    let fd = install(file)?;
+    let add = add_fd(fd, events);
+    let name = named(&add)?;
+
+    fd::add(queue, &fd::check(&add, Op::Add)?, &name)?;
+    Ok((fake, fd, name))
+}
+
 #[kunit_tests(kevent_home)]
 mod home {
     use super::*;
@@ -753,13 +764,9 @@ mod home {
     fn one_move_right_after_the_other_is_the_last_word() -> Result {
         let (one, two, three) = (make(1, 0)?, make(1, 0)?, make(1, 0)?);
         let (from, to, last) = (of(&one)?, of(&two)?, of(&three)?);
-        let (fake, file) = Fake::new()?;
-        let fd = install(file)?;
-        let add = add_fd(fd, mask::IN);
-        let named = Named::by(&add, SourceKind::Fd)?;
+        let (fake, fd, named) = add_fake(from, mask::IN)?;
         let mut on = Err(EAGAIN);
 
-        fd::add(from, &fd::check(&add, Op::Add)?, &named)?;
         move_by_hand(from, to, &named.key, |step, _| {
             if step == Step::Arrived {
                 on = move_by_hand(to, last, &named.key, |_, _| {});
@@ -821,12 +828,8 @@ mod home {
     fn the_bits_of_a_file_arrive() -> Result {
         let (one, two) = (make(1, 0)?, make(1, 0)?);
         let (from, to) = (of(&one)?, of(&two)?);
-        let (fake, file) = Fake::new()?;
-        let fd = install(file)?;
-        let add = add_fd(fd, mask::IN | mask::OUT);
-        let named = Named::by(&add, SourceKind::Fd)?;
+        let (fake, fd, named) = add_fake(from, mask::IN | mask::OUT)?;
 
-        fd::add(from, &fd::check(&add, Op::Add)?, &named)?;
         move_by_hand(from, to, &named.key, |step, _| match step {
             Step::Reserved => {}
             // By the way that all wake-ups take.
@@ -852,13 +855,7 @@ mod home {
         ] {
             let (one, two) = (make(1, 0)?, make(1, 0)?);
             let (from, to) = (of(&one)?, of(&two)?);
-            let (fake, file) = Fake::new()?;
-            let fd = install(file)?;
-            let add = add_fd(fd, mask::IN);
-            let named = Named::by(&add, SourceKind::Fd)?;
-
-            fd::add(from, &fd::check(&add, Op::Add)?, &named)?;
-
+            let (fake, fd, named) = add_fake(from, mask::IN)?;
             let moved = move_by_hand(from, to, &named.key, |step, _| {
                 if step == when {
                     close(fd);
@@ -881,14 +878,8 @@ mod home {
         for woken in [Step::Reserved, Step::Taken] {
             let (one, two) = (make(1, 0)?, make(1, 0)?);
             let (from, to) = (of(&one)?, of(&two)?);
-            let (fake, file) = Fake::new()?;
-            let fd = install(file)?;
-            let add = add_fd(fd, mask::IN);
-            let named = Named::by(&add, SourceKind::Fd)?;
+            let (fake, fd, named) = add_fake(from, mask::IN)?;
             let mut arrived = None;
-
-            fd::add(from, &fd::check(&add, Op::Add)?, &named)?;
-
             let moved = move_by_hand(from, to, &named.key, |step, _| {
                 if step == woken {
                     fake.queue.wake_all(mask::IN as usize);
