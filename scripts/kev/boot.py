@@ -89,7 +89,7 @@ def qemu(machine, image, folder, icount=False, memory=MEMORY):
 
 
 def command(image, folder, kvm, icount=False, script=None, memory=MEMORY, machine=arch.X86_64,
-            plugin=None):
+            plugin=None, parameters=()):
     """The command line. The guest has two NUMA nodes, each with half of the memory."""
     if not machine.native:
         return qemu(machine, image, folder, icount, memory)
@@ -97,6 +97,8 @@ def command(image, folder, kvm, icount=False, script=None, memory=MEMORY, machin
                "--append", "root=/dev/root", "--append", "panic=-1",
                "--append", "numa=fake=2", "--user", "root",
                "--cpus", 1 if icount else 2, "--memory", memory, "--rwdir", folder]
+    for parameter in parameters:
+        options += ["--append", parameter]
     if not kvm or icount:
         options.append("--disable-kvm")
     if icount:
@@ -123,8 +125,9 @@ def guest_environment(icount):
 
 def run_once(image, name, commands, release, limit, *, kvm=False, icount=False,
              boot_limit=BOOT_LIMIT, silence=None, memory=MEMORY, title=None,
-             machine=arch.X86_64, plugin=None, state=lambda folder: ""):
-    """Boot, run the shell text `commands`, power off; gives a Result."""
+             machine=arch.X86_64, plugin=None, parameters=(), state=lambda folder: ""):
+    """Boot, with more kernel parameters, run the shell text `commands`, power off; gives a Result.
+    """
     folder = config.CACHE / "run" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -138,7 +141,7 @@ def run_once(image, name, commands, release, limit, *, kvm=False, icount=False,
     progress = ui.Progress(title or f"boot: {name}")
     with open(folder / "console", "wb") as console:
         child = subprocess.Popen(command(copy, folder, kvm, icount, f"sh {script}", memory,
-                                         machine, plugin),
+                                         machine, plugin, parameters),
                                  env=environment(), stdin=subprocess.DEVNULL, stdout=console,
                                  stderr=subprocess.STDOUT, start_new_session=True)
         try:

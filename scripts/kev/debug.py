@@ -10,6 +10,10 @@ import re
 
 from kev import boot
 
+#: KASAN's shadow is where the features of the CPU say, which the boot CPU forgets while it
+#: finds them out; an interrupt then meets "wild" memory, unless the tables have four levels.
+PARAMETERS = ("no5lvl",)
+
 KMEMLEAK = "/sys/kernel/debug/kmemleak"
 #: kmemleak takes no object for a leak that is younger than 5 seconds.
 AGE = 6

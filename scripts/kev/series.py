@@ -466,9 +466,9 @@ def drift(checkout, repo, base, tip):
 
 
 #: What may go from a line that an earlier patch added: the sign that it is the last of a
-#: list, which goes on; and that code is not used yet, which then is.
+#: list, which goes on; and that code is not used yet, which then is, or a type has no values.
 NOT_THE_LAST = re.compile(r" //$")
-NOT_YET = re.compile(r"dead_code|^// Until ")
+NOT_YET = re.compile(r"dead_code|^// Until |enum \w+ \{\}$|match \*?self \{\}$")
 
 
 def taken_back(repo, parent, commit, path):

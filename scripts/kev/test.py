@@ -340,7 +340,8 @@ def selftests(tally, options, name, bits=64, debugging="", only=(), many=""):
     commands = suite(programs, limit, many)
     extra = {}
     if debugging:
-        extra = {"boot_limit": boot.BOOT_LIMIT * DEBUG_SLOWNESS, "memory": DEBUG_MEMORY}
+        extra = {"boot_limit": boot.BOOT_LIMIT * DEBUG_SLOWNESS, "memory": DEBUG_MEMORY,
+                 "parameters": debug.PARAMETERS}
     if debugging == "debug":
         commands = debug.BEFORE + commands + debug.AFTER
         total += 2 * KMEMLEAK_LIMIT

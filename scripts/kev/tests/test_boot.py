@@ -29,6 +29,9 @@ class CommandTest(unittest.TestCase):
         self.assertIn(f"--memory {boot.MEMORY} ", self.command(kvm=False))
         self.assertIn("--memory 2G ", self.command(kvm=False, memory="2G"))
 
+    def test_more_kernel_parameters(self):
+        self.assertIn("--append no5lvl", self.command(kvm=False, parameters=("no5lvl",)))
+
     def test_seed_reaches_the_guest(self):
         with mock.patch.dict(os.environ, {"KEVENT_SEED": "7"}):
             self.assertEqual(boot.guest_environment(False), {"KEVENT_SEED": "7"})

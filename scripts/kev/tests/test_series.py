@@ -97,9 +97,9 @@ class SeriesTest(ToySeries):
         self.assertEqual(changed, ["0002"])
         self.assertIn("+fn heaD", self.patches()["0002-kevent-build-it.patch"])
 
-    def grown(self, more):
+    def grown(self, more, lines=("use {", "    one, //", "};", *"abcdefgh")):
         """A patch more, which makes of a file of patch 4 what it gives for `more`."""
-        lines = ["use {", "    one, //", "};", *"abcdefgh"]
+        lines = list(lines)
         self.commit_source(lines)
         self.commit_source(more(lines))
         self.regen(branch="work")
@@ -124,6 +124,11 @@ class SeriesTest(ToySeries):
 
     def test_list_that_goes_on_is_not_rewritten(self):
         self.grown(lambda lines: ["use {", "    one,", "    two, //", *lines[2:]])
+        self.assertNotIn("source.rs", "\n".join(self.rewritten()))
+
+    def test_type_that_gets_values_is_not_rewritten(self):
+        self.grown(lambda lines: [line.replace("match *self {}", "match self {") for line in lines],
+                   lines=["enum Source {}", "    match *self {}"])
         self.assertNotIn("source.rs", "\n".join(self.rewritten()))
 
     def test_line_that_is_gone_is_rewritten(self):
