@@ -126,8 +126,8 @@ def guest_environment(icount):
 def run_once(image, name, commands, release, limit, *, kvm=False, icount=False,
              boot_limit=BOOT_LIMIT, silence=None, memory=MEMORY, title=None,
              machine=arch.X86_64, plugin=None, parameters=(), state=lambda folder: ""):
-    """Boot, with more kernel parameters, run the shell text `commands`, power off; gives a Result.
-    """
+    """Boot, run the shell text `commands`, power off; gives a Result. `parameters` are for the
+    kernel."""
     folder = config.CACHE / "run" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -340,9 +340,9 @@ def selftests(tally, options, name, bits=64, debugging="", only=(), many=""):
     commands = suite(programs, limit, many)
     extra = {}
     if debugging:
-        extra = {"boot_limit": boot.BOOT_LIMIT * DEBUG_SLOWNESS, "memory": DEBUG_MEMORY,
-                 "parameters": debug.PARAMETERS}
+        extra = {"boot_limit": boot.BOOT_LIMIT * DEBUG_SLOWNESS, "memory": DEBUG_MEMORY}
     if debugging == "debug":
+        extra["parameters"] = debug.PARAMETERS
         commands = debug.BEFORE + commands + debug.AFTER
         total += 2 * KMEMLEAK_LIMIT
 

@@ -99,7 +99,6 @@ class SeriesTest(ToySeries):
 
     def grown(self, more, lines=("use {", "    one, //", "};", *"abcdefgh")):
         """A patch more, which makes of a file of patch 4 what it gives for `more`."""
-        lines = list(lines)
         self.commit_source(lines)
         self.commit_source(more(lines))
         self.regen(branch="work")
