@@ -127,8 +127,8 @@ def main_series(arguments):
                      help="only: does the series apply to this Linux version?")
     sub = verb("each", each.command,
                "build and boot every patch with CONFIG_KEVENT=y and =n (takes long)")
-    sub.add_argument("--from", metavar="N", type=positive, default=1, dest="first",
-                     help="begin with patch N")
+    sub.add_argument("--again", action="store_true",
+                     help="those, too, that an earlier run built and booted well")
     add_arch(sub, arch.X86_64)
     args = p.parse_args(arguments)
     return args.function(args)

@@ -98,14 +98,19 @@ def configure(source, out, fragments, machine=arch.X86_64):
                          f"(make menuconfig in {out} shows it)", log)
 
 
+def command_and_settings(source, out, fragments, machine):
+    """The command that builds the kernel, and a digest of all but the source that it is made of."""
+    command = make(source, out, *machine.make, *KCOV, Kernel(source, out, machine).image.name)
+    return command, hashlib.sha256(json.dumps([
+        [f.read_text() for f in fragments], command, setup.toolchain().versions,
+    ], default=str).encode()).hexdigest()
+
+
 def kernel(source, out, fragments, name="build", machine=arch.X86_64):
     """Build the kernel in `source`, only what changed; gives the Kernel."""
     built, stamp = Kernel(source, out, machine), out / ".kevent-stamp"
-    command = make(source, out, *machine.make, *KCOV, built.image.name)
+    command, settings = command_and_settings(source, out, fragments, machine)
     out.mkdir(parents=True, exist_ok=True)
-    settings = hashlib.sha256(json.dumps([
-        [f.read_text() for f in fragments], command, setup.toolchain().versions,
-    ], default=str).encode()).hexdigest()
     key = {"settings": settings, "commit": tree.git(source, "rev-parse", "HEAD").strip()}
     old = json.loads(stamp.read_text()) if stamp.exists() else {}
     if old == key and built.image.exists():

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Build the kernel after every patch of the series, without kevent and with it, and boot it."""
+"""Build the kernel after every patch of the series, without kevent and with it, and boot it.
 
+What went well is remembered, so that a run that was stopped is gone on with, and a change of one
+patch costs that patch and those behind it.
+"""
+
+import json
 import time
 
-from kev import boot, build, series, tree, ui
+from kev import boot, build, config, series, tree, ui
 
 #: Seconds for a guest that has nothing to do.
 LIMIT = 60
 #: Nothing there is part of a kernel.
 NO_KERNEL = ("Documentation/", "tools/testing/selftests/")
+#: What marks a kernel that an earlier run built and booted.
+BEFORE = "*"
 
 
 def boots(kernel):
@@ -20,16 +27,39 @@ def boots(kernel):
     result.require_clean()
 
 
-def one(base, source, machine, fragment, name):
-    """Build and boot what is checked out; gives whether that went well, and the words for it."""
+class Seen:
+    """The kernels that were built and booted well, in any run, and the seconds that each took."""
+
+    def __init__(self, path, again=False):
+        self.path = path
+        self.seconds = json.loads(path.read_text()) if path.exists() and not again else {}
+
+    def add(self, key, seconds):
+        self.seconds[key] = seconds
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.seconds))
+        part.replace(self.path)
+
+
+def one(base, source, machine, fragment, name, seen):
+    """Build and boot what is checked out, unless that was seen to go well.
+
+    Gives whether it went well, and the words for it.
+    """
+    out, parts = build.out_folder(base, machine.label("each")), build.fragments(machine, fragment)
+    _, settings = build.command_and_settings(source, out, parts, machine)
+    key = tree.git(source, "rev-parse", "HEAD^{tree}").strip() + " " + settings
+    if key in seen.seconds:
+        ui.say("seen before")
+        return True, f"ok {ui.duration(seen.seconds[key]):>8}{BEFORE}"
     start = time.monotonic()
     try:
-        boots(build.kernel(source, build.out_folder(base, machine.label("each")),
-                           build.fragments(machine, fragment), machine.label(name), machine))
-        return True, f"ok {ui.duration(time.monotonic() - start):>9}"
+        boots(build.kernel(source, out, parts, machine.label(name), machine))
     except ui.Failure as failure:
         ui.say(failure)
         return False, "FAILED      "
+    seen.add(key, time.monotonic() - start)
+    return True, f"ok {ui.duration(seen.seconds[key]):>8} "
 
 
 def has_option(source):
@@ -49,15 +79,14 @@ def command(args):
 
     One output folder for all, and one pass for each value, so that a build costs what the
     patch changed. Before the option exists there is one kernel, without it.
-    `args.first` is the patch to begin with.
+    With `args.again`, what earlier runs saw does not count.
     """
     machine, base = args.arch, tree.get(args.tree, series.applies)
     commits = series.commits(base.repo, base.commit, series.applied(base))
-    if args.first > len(commits):
-        raise ui.Failure(f"there is no patch {args.first}", f"the last one is {len(commits)}")
     source, off = build.other_commits(base)
-    rows = {number: [f"{number:3}"] for number in range(args.first, len(commits) + 1)}
-    failed, start = 0, time.monotonic()
+    seen = Seen(config.cache("each") / f"{machine.label('seen')}.json", args.again)
+    rows = {number: [f"{number:3}"] for number in range(1, len(commits) + 1)}
+    failed, earlier, start = 0, False, time.monotonic()
     for value, fragment in (("n", off), ("y", build.FRAGMENT)):
         before = False
         for number, row in rows.items():
@@ -69,12 +98,16 @@ def command(args):
             elif before and not changes_kernel(source):
                 well, words = True, "as before    "
             else:
-                well, words = one(base, source, machine, fragment, f"each-{number:02}-{value}")
+                well, words = one(base, source, machine, fragment, f"each-{number:02}-{value}",
+                                  seen)
                 before = well
             row.append(f"{value}: {words}")
             failed += not well
+            earlier |= words.endswith(BEFORE)
             if value == "y":
                 row.append(subject)
     ui.say("\n" + "\n".join("  ".join(row) for row in rows.values()))
+    if earlier:
+        ui.say(f"{BEFORE} seen by an earlier run, which took that long; --again does it again")
     ui.say(f"{len(rows)} patches, {failed} kernels failed, in {ui.duration(time.monotonic() - start)}")
     return 1 if failed else 0
