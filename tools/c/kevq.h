@@ -267,7 +267,7 @@ static inline int kevq_grow(const struct kevq *q, unsigned int slots)
 	return kevq_apply(q, change);
 }
 
-/* Let all threads that wait return. */
+/* Let all threads that wait return; those that call later are not concerned. */
 static inline int kevq_wake(const struct kevq *q)
 {
 	return kevq_apply(q, kevq_change(KEVENT_OP_WAKE, KEVENT_SOURCE_QUEUE, 0));

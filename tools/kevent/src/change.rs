@@ -228,8 +228,9 @@ impl Registration {
         self.mode(abi::KEVENT_DISABLED)
     }
 
-    /// Of several queues that registered the file so, only one with a thread,
-    /// or a poller, waiting is told, the first.  Cannot be modified.
+    /// Tells one after the other of the queues that registered the file so, until one
+    /// has a thread, or a poller, waiting.  Those before it keep the event; if nobody
+    /// waits, all have it.  Cannot be modified.
     pub fn exclusive(self) -> Self {
         self.mode(abi::KEVENT_EXCLUSIVE)
     }

@@ -265,7 +265,8 @@ impl Queue {
     }
 
     /// Lets every thread that waits for events return, with what there is, be it
-    /// nothing.  Does not block.
+    /// nothing.  One that calls later is not concerned: to tell a loop that there is
+    /// something to do, trigger an event.  Does not block.
     ///
     /// # Errors
     ///

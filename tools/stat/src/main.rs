@@ -28,9 +28,9 @@ use trace::Tracer;
 /// One line for each descriptor of a queue: the numbers of slots of its rings, what the
 /// header of the ring says (overflow: events wait behind a full ring; level:
 /// level-triggered events may be ready), how many registrations there are, how many of
-/// their events are posted to the ring and unclaimed, wait behind it, or are
-/// level-triggered and may be ready. Below that: the registrations of each source by
-/// their states.
+/// their events are in the ring (at most: with those that were cancelled, or claimed
+/// before an older one), wait behind it, or are level-triggered and may be ready. Below
+/// that: the registrations of each source by their states.
 ///
 /// With --interval, also what happened in each second: events that were posted; that were
 /// merged into one which was unclaimed; that were collected by kevent_getevents(), as the

@@ -123,7 +123,8 @@ struct kevent_ring {
  * that finds its set empty reads @rings with acquire semantics; if there is a
  * larger set, it looks at its own once more, for what was posted there in the
  * meantime, and goes on to the next larger one if that is still empty.  If that
- * cannot be mapped any more, it looks at the header again.
+ * cannot be mapped any more, it looks at the header again.  One that joins
+ * others begins with the smallest set.
  */
 #define KEVENT_RING_INCOMPAT_GROWN	(1U << 0)
 
@@ -351,7 +352,8 @@ struct ukevent {
 #define KEVENT_OP_GROW		9
 /*
  * KEVENT_SOURCE_QUEUE: every thread that waits in kevent_getevents() returns,
- * with the events that there are, possibly none.
+ * with the events that there are, possibly none.  This is not remembered for
+ * those that call later; KEVENT_OP_TRIGGER is.
  */
 #define KEVENT_OP_WAKE		10
 
@@ -359,7 +361,10 @@ struct ukevent {
  * Mode flags
  */
 
-/* Report changes, through the ring.  Timers and user events are of this mode. */
+/*
+ * Report changes, through the ring: what was reported and is still so is not
+ * reported again.  Timers and user events are of this mode.
+ */
 #define KEVENT_EDGE		(1U << 0)
 /*
  * Report the state of the source, each time kevent_getevents() is called, and
@@ -376,8 +381,9 @@ struct ukevent {
  * KEVENT_SOURCE_FD, KEVENT_OP_ADD: when the file has something for one of several
  * queues, tell those that registered it with this flag one after the other, until
  * one has a thread, or a poller, waiting that it wakes.  Those before it keep the
- * event as well; if nobody waits, all have it.  @events must be a subset of
- * EPOLLIN, EPOLLOUT, EPOLLERR and EPOLLHUP.  Cannot be modified.
+ * event as well; if nobody waits, all have it.  What the file tells all its
+ * waiters, such as a hang-up, comes to all.  @events must be a subset of EPOLLIN,
+ * EPOLLOUT, EPOLLERR and EPOLLHUP.  Cannot be modified.
  */
 #define KEVENT_EXCLUSIVE	(1U << 5)
 /* With KEVENT_EXCLUSIVE: the queues take turns. */
@@ -400,7 +406,8 @@ struct ukevent {
  * Waits until @min_events can be collected, the timeout is over or a signal is
  * caught, then collects up to @max_events, and returns how many it collected.
  * If @events is NULL and @max_events zero, it collects nothing: it returns how
- * many events there are, counting no further than @min_events.
+ * many events there are, counting no further than @min_events, and with those of
+ * files that may be ready no longer.
  */
 
 /**
