@@ -192,10 +192,10 @@ impl Queue {
             if collected.flags & uapi::KEVENT_ONESHOT != 0 {
                 self.reap();
             }
-            if result.is_err()
-                || collected.events == max
-                || collected.flags & uapi::KEVENT_LEVEL != 0
-            {
+            if result.is_err() {
+                // What was found here may have been passed over by others.
+                self.wake_for_others();
+            } else if collected.events == max || collected.flags & uapi::KEVENT_LEVEL != 0 {
                 // There may be more, and what is level-triggered is still there.
                 self.pass_on();
             }
@@ -269,12 +269,16 @@ impl Queue {
     }
 
     /// Returns whether there are `min` events, not counting level-triggered ones that are not so
-    /// any more.  May sleep.
+    /// any more.  Does not find out for a task that was killed.  May sleep.
     fn are_ready(&self, min: u32) -> bool {
         let scan = self.inner.lock().events.scan();
-        let mut seen = false;
+        let mut so = 0_u32;
 
-        loop {
+        let enough = loop {
+            if so >= min || current!().fatal_signal_pending() {
+                break true;
+            }
+
             let found = {
                 let mut inner = self.inner.lock();
 
@@ -289,21 +293,22 @@ impl Queue {
                     })
             };
             let Some((event, interest, file)) = found else {
-                let enough = self.count(min) >= min;
-
-                if seen && !enough {
-                    // Another call that had found them too has left them to this one.
-                    self.wake_pollers(0);
-                }
-                return enough;
+                break self.count(min) >= min;
             };
 
             if file.is_some_and(|file| fd::look_again(&file, 0, interest) != 0) {
-                seen = true;
+                so = so.saturating_add(1);
             } else {
                 self.claim_all([(&event, false, true)]);
             }
+        };
+
+        if so != 0 {
+            // A call that had begun before passes over what was found here, and this one need not
+            // collect all of it.
+            self.wake_pollers(0);
         }
+        enough
     }
 
     /// Wakes a waiter if there are events for it.
@@ -644,7 +649,8 @@ mod tests {
             PollWatch,
             Sharing, //
         },
-        Arc, //
+        Arc,
+        ArcBorrow, //
     };
 
     /// Who polls a queue.
@@ -659,13 +665,26 @@ mod tests {
         }
     }
 
-    #[test]
-    fn who_sees_an_event_and_leaves_it_tells_those_who_poll() -> Result {
-        let queue_file = make(4, 0)?;
-        let queue = of(&queue_file)?;
+    /// Registers a file that is ready, level-triggered; returns it, and its descriptor.
+    fn add_ready(queue: ArcBorrow<'_, Queue>) -> Result<(Arc<Fake>, u32)> {
         let (fake, file) = Fake::new()?;
         let fd = install(file)?;
         let mut add = add_fd(fd, mask::IN);
+
+        add.0.flags = uapi::KEVENT_LEVEL;
+        fake.ready.store(mask::IN, Relaxed);
+        fd::add(
+            queue,
+            &fd::check(&add, Op::Add)?,
+            &Named::by(&add, SourceKind::Fd)?,
+        )?;
+        Ok((fake, fd))
+    }
+
+    #[test]
+    fn who_sees_an_event_and_can_leave_it_tells_those_who_poll() -> Result {
+        let queue_file = make(4, 0)?;
+        let queue = of(&queue_file)?;
         let poller = Arc::pin_init(
             PollWatch::new(
                 Poller {
@@ -676,30 +695,49 @@ mod tests {
             GFP_KERNEL,
         )?;
         let woken = || poller.handler().woken.load(Relaxed);
+        let (fake, fd) = add_ready(queue)?;
 
-        add.0.flags = uapi::KEVENT_LEVEL;
-        fake.ready.store(mask::IN, Relaxed);
-        fd::add(
-            queue,
-            &fd::check(&add, Op::Add)?,
-            &Named::by(&add, SourceKind::Fd)?,
-        )?;
         // SAFETY: It is a new watch, and disarmed below.
         unsafe { PollWatch::arm(&poller, &queue_file, mask::IN) }?;
 
-        // One is too few, and who has found it before could not claim it meanwhile.
+        // One is too few, and who had begun to look before has passed over it.
         assert!(!queue.are_ready(2));
         assert_eq!(woken(), 1);
+        // There are enough, but the caller can be without room for this one.
         assert!(queue.are_ready(1));
-        assert_eq!(woken(), 1);
+        assert_eq!(woken(), 2);
         // It is not ready any more, which is news to nobody.
         fake.ready.store(0, Relaxed);
         assert!(!queue.are_ready(1));
-        assert_eq!(woken(), 1);
+        assert_eq!(woken(), 2);
 
         // SAFETY: It was armed above, and its file is alive.
         unsafe { PollWatch::disarm(poller) };
         close(fd);
+        Ok(())
+    }
+
+    #[test]
+    fn no_more_are_looked_at_than_are_waited_for() -> Result {
+        let queue_file = make(4, 0)?;
+        let queue = of(&queue_file)?;
+        let files = [add_ready(queue)?, add_ready(queue)?, add_ready(queue)?];
+        let polls = || {
+            files
+                .iter()
+                .map(|(fake, _)| fake.polls.xchg(0, Relaxed))
+                .sum::<u32>()
+        };
+
+        polls();
+        assert!(queue.are_ready(2));
+        assert_eq!(polls(), 2);
+        assert!(!queue.are_ready(4));
+        assert_eq!(polls(), 3);
+
+        for (_, fd) in files {
+            close(fd);
+        }
         Ok(())
     }
 }

@@ -33,6 +33,11 @@
 //!         collect: nothing is so         +-----+
 //! ```
 //!
+//! Several calls can have found it, and look at its source at once.  The first that has seen that
+//! it is so delivers the event, even from `Idle`, if another one has looked later and seen nothing:
+//! the registration is `Ready` again then.  `Entry::epoch` tells when what was seen ceases to
+//! count.
+//!
 //! Either becomes `Disabled` by [`Events::disable`], or when its event is claimed and the mode says
 //! so ([`After::Disable`]), and `Idle` again by [`Events::enable`].  A one-shot registration
 //! ([`After::End`]) becomes `Ended` when its event is claimed: to programs it does not exist any
@@ -196,6 +201,9 @@ pub(crate) struct Entry<T> {
     state: State,
     /// How often anything was posted, or changed.
     posts: u32,
+    /// How often an event was delivered while it was level-triggered, or it was changed, disabled
+    /// or removed.  Whoever has looked at its source before has looked for something else.
+    epoch: u32,
     registration: Option<(Terms, T)>,
 }
 
@@ -204,6 +212,7 @@ impl<T> Entry<T> {
     pub(crate) const FREE: Self = Self {
         state: State::Free,
         posts: 0,
+        epoch: 0,
         registration: None,
     };
 
@@ -247,6 +256,7 @@ impl<T> Entry<T> {
             State::Disabled { held: 0 }
         };
         self.posts = self.posts.wrapping_add(1);
+        self.epoch = self.epoch.wrapping_add(1);
         if let Some((old, _)) = &mut self.registration {
             *old = *terms;
         }
@@ -257,7 +267,11 @@ impl<T> Entry<T> {
     #[inline]
     fn found_ready(&mut self, id: u32, ticket: u64) -> Option<(Event, &Terms, &T)> {
         let event = Event {
-            origin: Origin::Level { id, ticket },
+            origin: Origin::Level {
+                id,
+                ticket,
+                epoch: self.epoch,
+            },
             value: 0,
             posts: self.posts,
         };
@@ -326,7 +340,7 @@ impl Scan {
 #[derive(Clone, Copy, Debug)]
 enum Origin {
     Ring { ring: u8, found: Found },
-    Level { id: u32, ticket: u64 },
+    Level { id: u32, ticket: u64, epoch: u32 },
 }
 
 /// An event that can be collected, found by [`Events::find`].
@@ -717,6 +731,7 @@ impl<P: Parts> Events<P> {
         let entry = self.entry(id)?;
 
         entry.state = State::Free;
+        entry.epoch = entry.epoch.wrapping_add(1);
         entry.registration.take()
     }
 
@@ -830,7 +845,10 @@ impl<P: Parts> Events<P> {
             _ => 0,
         };
 
-        self.set_state(id, State::Disabled { held });
+        if let Some(entry) = self.entry(id) {
+            entry.state = State::Disabled { held };
+            entry.epoch = entry.epoch.wrapping_add(1);
+        }
         Ok(pending)
     }
 
@@ -925,16 +943,21 @@ impl<P: Parts> Events<P> {
                 Ok(Pending::Event(value))
             }
             State::Ready { .. } => {
-                self.table.unlink(&mut self.ready, id);
+                self.leave_ready(id);
                 self.set_state(id, State::Idle);
-                if self.ready.is_empty() {
-                    self.announce();
-                }
                 // Any of it may be so.
                 let interest = self.terms(id).map_or(0, |terms| terms.interest);
 
                 Ok(Pending::Event(interest))
             }
+        }
+    }
+
+    /// Takes the registration `id` from the level-triggered ones that may be ready.
+    fn leave_ready(&mut self, id: u32) {
+        self.table.unlink(&mut self.ready, id);
+        if self.ready.is_empty() {
+            self.announce();
         }
     }
 
@@ -1399,7 +1422,18 @@ impl<P: Parts> Events<P> {
                     Claim::Failed
                 }
             }
-            Origin::Level { id, ticket } => self.claim_level(id, ticket, event.posts, so),
+            Origin::Level { id, ticket, epoch } => {
+                // Otherwise somebody else has delivered it, or it is not what was found any more.
+                match self.table.get_mut(id) {
+                    Some(entry) if entry.epoch == epoch => {}
+                    _ => return Claim::Failed,
+                }
+                if so {
+                    self.deliver_level(id)
+                } else {
+                    self.forget_level(id, ticket, event.posts)
+                }
+            }
         }
     }
 
@@ -1429,38 +1463,55 @@ impl<P: Parts> Events<P> {
         true
     }
 
-    fn claim_level(&mut self, id: u32, ticket: u64, posts: u32, so: bool) -> Claim {
+    /// Does what is due to the level-triggered registration `id`, which was seen to be ready.  It
+    /// is idle or ready, as every other state is entered with a new epoch.
+    ///
+    /// Whoever has seen it so first delivers it, even if somebody else has looked later, and saw
+    /// nothing: to look can take away what there is to see.
+    #[inline]
+    fn deliver_level(&mut self, id: u32) -> Claim {
         let Some(entry) = self.table.get_mut(id) else {
             return Claim::Failed;
         };
-        let stays = entry
-            .terms()
-            .is_some_and(|terms| terms.after == After::Stay);
+        let terms = entry.registration.as_ref().map(|(terms, _)| terms);
+        let stays = terms.is_some_and(|terms| terms.after == After::Stay);
+        let is_ready = matches!(entry.state, State::Ready { .. });
 
-        // If it has another ticket, somebody else has found it later, and reports it.
-        if entry.state != (State::Ready { ticket }) {
-            return Claim::Failed;
+        entry.epoch = entry.epoch.wrapping_add(1);
+        self.turn = Trigger::Edge;
+        if stays && is_ready {
+            return Claim::Done;
         }
-        if so {
-            self.turn = Trigger::Edge;
-            if stays {
-                return Claim::Done;
-            }
-        } else if entry.posts != posts {
-            // As if it had been posted right after the claim.  This scan does not come by again,
-            // and who polls the queue has to learn that it is ready again.
-            return Claim::Anew;
-        }
-        self.table.unlink(&mut self.ready, id);
-        if so {
-            self.collected(id);
+        if stays {
+            self.make_ready(id);
         } else {
-            self.set_state(id, State::Idle);
-        }
-        if self.ready.is_empty() {
-            self.announce();
+            if is_ready {
+                self.leave_ready(id);
+            }
+            self.collected(id);
         }
         Claim::Done
+    }
+
+    /// Forgets that the level-triggered registration `id`, which was found with `ticket` and
+    /// `posts`, may be ready.
+    fn forget_level(&mut self, id: u32, ticket: u64, posts: u32) -> Claim {
+        let Some(entry) = self.table.get(id) else {
+            return Claim::Failed;
+        };
+
+        match entry.state {
+            // As if it had been posted right after the claim.  This scan does not come by again,
+            // and who polls the queue has to learn that it is ready again.
+            State::Ready { .. } if entry.posts != posts => Claim::Anew,
+            // If it has another ticket, somebody else has found it later, and looks as well.
+            State::Ready { ticket: last } if last == ticket => {
+                self.leave_ready(id);
+                self.set_state(id, State::Idle);
+                Claim::Done
+            }
+            _ => Claim::Failed,
+        }
     }
 
     /// Counts the events to collect, no further than `limit`, looking at about `steps` slots.

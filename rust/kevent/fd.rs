@@ -154,13 +154,15 @@ impl PollHandler for FdSource {
         };
 
         // SAFETY: The lock of a wait queue is held, a spinlock.
-        unsafe {
+        let posted = unsafe {
             self.home.post_in_rcu(
                 Update::Bits(bits),
                 events & mask::URING_WAKE,
                 |source| matches!(source, Source::Fd(watch) if ptr::eq(watch.handler(), self)),
             )
-        }
+        };
+
+        posted.is_some_and(|posted| posted.woken)
     }
 }
 

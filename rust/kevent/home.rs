@@ -30,7 +30,10 @@
 
 use crate::{
     events::Update,
-    queue::Queue,
+    queue::{
+        Posted,
+        Queue, //
+    },
     source::Source,
     table::NONE, //
 };
@@ -163,8 +166,8 @@ impl Home {
 
     /// Reports `update` for the registration, wherever it is.  Can be called in any context.
     ///
-    /// Returns whether somebody was woken.
-    pub(crate) fn post(&self, update: Update, wake_bits: u32) -> bool {
+    /// Returns [`None`] if it is on its way.
+    pub(crate) fn post(&self, update: Update, wake_bits: u32) -> Option<Posted> {
         let _guard = rcu::read_lock();
 
         // SAFETY: We hold the RCU read lock.
@@ -182,7 +185,7 @@ impl Home {
         update: Update,
         wake_bits: u32,
         is_meant: impl Fn(&Source) -> bool,
-    ) -> bool {
+    ) -> Option<Posted> {
         let mut update = update;
 
         loop {
@@ -191,13 +194,10 @@ impl Home {
             let queue = unsafe { &*self.queue.load(Acquire) };
 
             // CAST: The id is in the lower half.
-            if let Some(woken) = queue.post(at as u32, update, wake_bits, &is_meant) {
-                return woken;
+            if let Some(posted) = queue.post(at as u32, update, wake_bits, &is_meant) {
+                return Some(posted);
             }
-            match self.stray(at, update) {
-                Some(strays) => update = update.with(strays),
-                None => return false,
-            }
+            update = update.with(self.stray(at, update)?);
         }
     }
 

@@ -325,8 +325,8 @@ impl Queue {
     /// Reports `update` for the registration `id`, if it is here and `is_meant` says so of its
     /// source.  Can be called in any context.
     ///
-    /// `wake_bits` are passed on to those who poll the queue.  Returns whether somebody was woken;
-    /// [`None`] if the registration is not here.
+    /// `wake_bits` are passed on to those who poll the queue.  Returns [`None`] if the registration
+    /// is not here.
     #[inline(always)]
     pub(crate) fn post(
         &self,
@@ -334,13 +334,16 @@ impl Queue {
         update: Update,
         wake_bits: u32,
         is_meant: impl FnOnce(&Source) -> bool,
-    ) -> Option<bool> {
+    ) -> Option<Posted> {
         let mut inner = self.inner.lock();
         let post = inner.events.post(id, update, is_meant)?;
         let wake = self.posted(&mut inner, id, update, post);
 
         drop(inner);
-        Some(self.wake(wake, wake_bits))
+        Some(Posted {
+            post,
+            woken: self.wake(wake, wake_bits),
+        })
     }
 
     /// Reports `update` for the registration `id`.
@@ -994,6 +997,13 @@ impl Queue {
             }
         }
     }
+}
+
+/// What became of what happened.
+pub(crate) struct Posted {
+    pub(crate) post: Post,
+    /// Whether somebody was woken.
+    pub(crate) woken: bool,
 }
 
 /// Whom to wake for an event.

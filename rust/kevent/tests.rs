@@ -250,6 +250,8 @@ pub(crate) struct Fake {
     queue: WaitQueueHead,
     /// What it is ready for.
     pub(crate) ready: Atomic<u32>,
+    /// How often it was asked.
+    pub(crate) polls: Atomic<u32>,
     released: Atomic<bool>,
 }
 
@@ -264,6 +266,7 @@ impl FileOperations for Fake {
     fn poll(fake: ArcBorrow<'_, Fake>, file: &File, table: PollTable<'_>) -> u32 {
         // SAFETY: The queue lives as long as the file.
         unsafe { table.register_wait_queue(file, &fake.queue) };
+        fake.polls.fetch_add(1, Relaxed);
         fake.ready.load(Relaxed)
     }
 }
@@ -276,6 +279,7 @@ impl Fake {
             pin_init!(Self {
                 queue <- new_wait_queue_head!("kunit_fake"),
                 ready: Atomic::new(0),
+                polls: Atomic::new(0),
                 released: Atomic::new(false),
             }),
             GFP_KERNEL,
@@ -796,11 +800,38 @@ mod home {
             .take(&key(uapi::KEVENT_SOURCE_TIMER, 1)?, |_| true)
             .ok_or(ENOENT)?;
 
-        assert!(!timer.handler().home().post(Update::Count(1), 0));
+        assert!(timer.handler().home().post(Update::Count(1), 0).is_none());
         source.finish();
         add_timer(queue, 2, 0)?;
-        assert!(!timer.handler().home().post(Update::Count(1), 0));
+        assert!(timer.handler().home().post(Update::Count(1), 0).is_none());
         assert_eq!(collect(&queue), (0, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn a_periodic_timer_stops_when_its_registration_has_ended() -> Result {
+        let file = make(1, 0)?;
+        let queue = of(&file)?;
+        let memory = slots(&queue, 1)?;
+        let mut add = change(uapi::KEVENT_OP_ADD, uapi::KEVENT_SOURCE_TIMER, 1);
+
+        add.0.flags = uapi::KEVENT_EDGE | uapi::KEVENT_ONESHOT;
+        add.0.fflags = bindings::CLOCK_MONOTONIC;
+        add.0.data = 1;
+        add.0.interval = 100_000;
+
+        let (asked, setting) = timer::check(&add)?;
+
+        timer::add(queue, &asked, &setting, &named(&add)?)?;
+
+        let timer = timer_in(&queue, 1)?;
+
+        assert!(eventually(|| claim(&memory, 0).is_some()));
+        // The next expiry finds out.
+        assert!(eventually(|| queue.inner.lock().events.nr_ended() == 1));
+        assert!(!timer.control().cancel());
+        queue.reap();
+        assert_eq!(live(&queue), 0);
         Ok(())
     }
 

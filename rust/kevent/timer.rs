@@ -15,9 +15,15 @@ use crate::{
         EDGE_FLAGS, //
     },
     change::Named,
-    events::Update,
+    events::{
+        Post,
+        Update, //
+    },
     home::Home,
-    queue::Queue,
+    queue::{
+        Posted,
+        Queue, //
+    },
     source::{
         Key,
         Source, //
@@ -93,8 +99,13 @@ impl TimerHandler for TimerSource {
         // CAST: The bound is.
         let times = times.min(uapi::KEVENT_COUNT_MAX.into()) as u32;
 
-        self.home.post(Update::Count(times), 0);
-        next
+        match self.home.post(Update::Count(times), 0) {
+            // It was one-shot.  Without this it would run until somebody removes it.
+            Some(Posted {
+                post: Post::Ended, ..
+            }) => Next::Stop,
+            _ => next,
+        }
     }
 }
 

@@ -469,10 +469,83 @@ fn level_triggered_events_are_looked_at_and_told_of() {
     assert_eq!(claim, Claim::Anew);
     assert!(level_ready(&kernel));
     let fresh = kernel.find().unwrap();
-    assert!(!kernel.claim(&stale, true, true), "somebody else has it");
-    let claim = kernel.locked(|queue| queue.claim(&fresh, false, true));
-    assert_eq!(claim, Claim::Done);
+    let last = kernel.find().unwrap();
+    let claim = |event, so| kernel.locked(|queue| queue.claim(event, so, true));
+    // Who has found it last decides that it is not so.
+    assert_eq!(claim(&fresh, false), Claim::Failed);
+    assert_eq!(claim(&last, false), Claim::Done);
     assert!(!level_ready(&kernel));
+}
+
+/// To look at some files takes away what there is to see: one of those who look
+/// has seen it, and nobody will again.
+#[test]
+fn who_has_seen_a_level_triggered_event_delivers_it_whoever_looked_later() {
+    for after in [After::Stay, After::Disable, After::End] {
+        for forgotten in [false, true] {
+            let kernel = Kernel::new(1);
+            let terms = Terms { after, ..level(1) };
+            let id = kernel.register(terms, Item::FILE).unwrap();
+            kernel.post(id, 1);
+            let [first, second, third] = [(); 3].map(|()| kernel.find().unwrap());
+            assert!(!kernel.claim(&first, false, true));
+            if forgotten {
+                assert!(kernel.claim(&third, false, true));
+                assert!(!level_ready(&kernel));
+            }
+            assert!(kernel.claim(&second, true, true));
+            assert_eq!(level_ready(&kernel), after == After::Stay);
+            assert_eq!(kernel.seen(id).is_none(), after == After::End);
+            // Once, whoever else has seen it.
+            assert!(!kernel.claim(&first, true, true));
+            assert!(!kernel.claim(&third, true, true));
+            assert_eq!(kernel.count(9), (after == After::Stay).into());
+        }
+    }
+}
+
+#[test]
+fn what_was_seen_of_a_level_triggered_registration_before_it_changed_is_not_delivered() {
+    let change: [fn(&Kernel, u32); 3] = [
+        |kernel, id| {
+            kernel.modify(id, level(2), true).unwrap();
+        },
+        |kernel, id| {
+            kernel.disable(id).unwrap();
+            kernel.enable(id).unwrap();
+        },
+        |kernel, id| {
+            kernel.remove(id);
+            assert_eq!(kernel.register(level(3), Item::FILE), Ok(id));
+        },
+    ];
+    for change in change {
+        let kernel = Kernel::new(1);
+        let id = kernel.register(level(1), Item::FILE).unwrap();
+        kernel.post(id, 1);
+        let stale = kernel.find().unwrap();
+        change(&kernel, id);
+        assert!(!kernel.claim(&stale, true, true));
+        kernel.post(id, 1);
+        assert!(!kernel.claim(&stale, true, true));
+        assert!(!kernel.claim(&stale, false, true));
+        assert!(kernel.claim(&kernel.find().unwrap(), true, true));
+    }
+}
+
+/// Somebody else has found it later, and has begun to look later.
+#[test]
+fn who_looked_before_a_post_is_told_of_it_whoever_found_it_later() {
+    let kernel = Kernel::new(1);
+    let id = kernel.register(level(1), Item::FILE).unwrap();
+    kernel.post(id, 1);
+    let first = kernel.find().unwrap();
+    assert_eq!(kernel.post(id, 1), Post::Merged);
+    let second = kernel.find().unwrap();
+    let claim = |event| kernel.locked(|queue| queue.claim(event, false, true));
+    assert_eq!(claim(&first), Claim::Anew);
+    assert_eq!(claim(&second), Claim::Done);
+    assert_eq!(claim(&first), Claim::Failed);
 }
 
 #[test]
@@ -521,8 +594,8 @@ fn a_level_triggered_event_can_end_or_disable_its_registration() {
         // Two threads find it, and one of them gets it.
         let first = kernel.find().unwrap();
         let second = kernel.find().unwrap();
-        assert!(!kernel.claim(&first, true, true));
-        assert!(kernel.claim(&second, true, true));
+        assert!(kernel.claim(&first, true, true));
+        assert!(!kernel.claim(&second, true, true));
         assert!(!level_ready(&kernel));
         let post = kernel.post(id, 1);
         assert_eq!(post == Post::Ended, after == After::End);
