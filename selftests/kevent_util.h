@@ -5,7 +5,8 @@
  *
  * The consumer (struct kevent_ring_map, kevent_ring_map(), kevent_ring_unmap(),
  * kevent_ring_claim(), kevent_ring_fence()) depends on nothing else here and
- * follows the protocol in <linux/kevent.h> to the letter.
+ * follows the protocol in <linux/kevent.h>, but that one whose position is behind
+ * takes what it finds there at once, and comes to what is older later on.
  */
 #ifndef __KEVENT_UTIL_H
 #define __KEVENT_UTIL_H

@@ -786,67 +786,34 @@ FIXTURE_TEARDOWN(watchers)
 	kq_close(&self->q);
 }
 
-/* Those who are told of an event once */
-static const struct watch_ops * const told_once[] = {
-	&edge_epoll_ops, &nested_edge_epoll_ops, &multishot_ops,
-};
-
 /* The queue is readable already, and yet this is news. */
 TEST_F(watchers, are_told_of_an_event_that_has_to_wait)
 {
+	static const struct watch_ops * const all[] = {
+		&edge_epoll_ops, &nested_edge_epoll_ops, &multishot_ops,
+	};
 	struct watcher w;
 	struct kq q;
 
 	ASSERT_EQ(0, kq_open_flags(&q, 1, KEVENT_INIT_OVERCOMMIT, 0));
 	for (int i = 0; i < 3; i++)
 		ASSERT_EQ(1, kq_add_user(&q, i, KEVENT_USER_COUNT, 0, i));
-	for (size_t n = 0; n < ARRAY_SIZE(told_once); n++) {
-		if (try_ops(told_once[n]))
+	for (size_t n = 0; n < ARRAY_SIZE(all); n++) {
+		if (try_ops(all[n]))
 			continue;
-		ASSERT_EQ(0, told_once[n]->start(&w, q.fd));
-		EXPECT_EQ(0, told_once[n]->wait(&w, 0));
+		ASSERT_EQ(0, all[n]->start(&w, q.fd));
+		EXPECT_EQ(0, all[n]->wait(&w, 0));
 		for (int i = 0; i < 3; i++) {
 			ASSERT_EQ(1, kq_trigger(&q, i, 1, 0));
-			EXPECT_EQ(1, told_once[n]->wait(&w, PATIENCE_MS))
+			EXPECT_EQ(1, all[n]->wait(&w, PATIENCE_MS))
 				TH_LOG("way %zu, event %d", n, i);
-			EXPECT_EQ(0, told_once[n]->wait(&w, 0))
+			EXPECT_EQ(0, all[n]->wait(&w, 0))
 				TH_LOG("way %zu, event %d", n, i);
 		}
 		EXPECT_EQ(3, take_events(&q, self->efd));
-		told_once[n]->stop(&w);
+		all[n]->stop(&w);
 	}
 	kq_close(&q);
-}
-
-/* Another call can have passed over it meanwhile. */
-TEST_F(watchers, are_told_of_what_cannot_be_copied)
-{
-	size_t page = sysconf(_SC_PAGESIZE);
-	struct ukevent *room_for_one;
-	struct watcher w;
-	char *p = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	ASSERT_NE(MAP_FAILED, p);
-	ASSERT_EQ(0, mprotect(p + page, page, PROT_NONE));
-	room_for_one = (struct ukevent *)(p + page) - 1;
-	for (size_t n = 0; n < ARRAY_SIZE(told_once); n++) {
-		const struct watch_ops *ops = told_once[n];
-
-		if (try_ops(ops))
-			continue;
-		ASSERT_EQ(0, ops->start(&w, self->q.fd));
-		for (int i = 0; i < 2; i++)
-			ASSERT_EQ(1, kq_trigger(&self->q, i, 1, 0));
-		while (ops->wait(&w, 0) == 1)
-			;
-		EXPECT_EQ(1, sys_kevent_getevents(self->q.fd, room_for_one, 0,
-						  2, NULL, NULL));
-		EXPECT_EQ(1, ops->wait(&w, PATIENCE_MS))
-			TH_LOG("way %zu", n);
-		EXPECT_EQ(1, take_events(&self->q, self->efd));
-		ops->stop(&w);
-	}
 }
 
 /* Each kind of poll mask that a program can ask for */

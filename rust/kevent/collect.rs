@@ -192,12 +192,18 @@ impl Queue {
             if collected.flags & uapi::KEVENT_ONESHOT != 0 {
                 self.reap();
             }
-            if result.is_err() {
-                // What was found here may have been passed over by others.
-                self.wake_for_others();
-            } else if collected.events == max || collected.flags & uapi::KEVENT_LEVEL != 0 {
+            if result.is_err()
+                || collected.events == max
+                || collected.flags & uapi::KEVENT_LEVEL != 0
+            {
                 // There may be more, and what is level-triggered is still there.
                 self.pass_on();
+            }
+            if collected.events == 0 && self.is_level_ready() {
+                // Others have found it since this call began to look, so that it was passed over
+                // here, and they need not collect it.  Who polls the queue comes here until there
+                // is nothing more, and would not come again.
+                self.wake_pollers(0);
             }
             if collected.events == before && missing != 0 && matches!(waited, Waited::Ready(_)) {
                 // Somebody else was faster, and can be so again and again.
@@ -274,9 +280,9 @@ impl Queue {
         let scan = self.inner.lock().events.scan();
         let mut so = 0_u32;
 
-        let enough = loop {
+        loop {
             if so >= min || current!().fatal_signal_pending() {
-                break true;
+                return true;
             }
 
             let found = {
@@ -293,7 +299,7 @@ impl Queue {
                     })
             };
             let Some((event, interest, file)) = found else {
-                break self.count(min) >= min;
+                return self.count(min) >= min;
             };
 
             if file.is_some_and(|file| fd::look_again(&file, 0, interest) != 0) {
@@ -301,14 +307,7 @@ impl Queue {
             } else {
                 self.claim_all([(&event, false, true)]);
             }
-        };
-
-        if so != 0 {
-            // A call that had begun before passes over what was found here, and this one need not
-            // collect all of it.
-            self.wake_pollers(0);
         }
-        enough
     }
 
     /// Wakes a waiter if there are events for it.
@@ -682,7 +681,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sees_an_event_and_can_leave_it_tells_those_who_poll() -> Result {
+    fn a_call_without_an_event_tells_those_who_poll_of_what_may_be_ready() -> Result {
         let queue_file = make(4, 0)?;
         let queue = of(&queue_file)?;
         let poller = Arc::pin_init(
@@ -695,21 +694,26 @@ mod tests {
             GFP_KERNEL,
         )?;
         let woken = || poller.handler().woken.load(Relaxed);
+        let wait = Wait {
+            // Not a program's: what is found cannot be copied.
+            events: Some(UserPtr::from_addr(usize::MAX & !0xfff)),
+            min: 0,
+            max: 1,
+            deadline: Deadline::Now,
+            patience: None,
+        };
         let (fake, fd) = add_ready(queue)?;
 
         // SAFETY: It is a new watch, and disarmed below.
         unsafe { PollWatch::arm(&poller, &queue_file, mask::IN) }?;
 
-        // One is too few, and who had begun to look before has passed over it.
-        assert!(!queue.are_ready(2));
+        assert_eq!(queue.get_events(&wait), Err(EFAULT));
         assert_eq!(woken(), 1);
-        // There are enough, but the caller can be without room for this one.
-        assert!(queue.are_ready(1));
-        assert_eq!(woken(), 2);
         // It is not ready any more, which is news to nobody.
         fake.ready.store(0, Relaxed);
         assert!(!queue.are_ready(1));
-        assert_eq!(woken(), 2);
+        assert_eq!(queue.get_events(&wait), Ok(0));
+        assert_eq!(woken(), 1);
 
         // SAFETY: It was armed above, and its file is alive.
         unsafe { PollWatch::disarm(poller) };

@@ -33,10 +33,9 @@
 //!         collect: nothing is so         +-----+
 //! ```
 //!
-//! Several calls can have found it, and look at its source at once.  The first that has seen that
-//! it is so delivers the event, even from `Idle`, if another one has looked later and seen nothing:
-//! the registration is `Ready` again then.  `Entry::epoch` tells when what was seen ceases to
-//! count.
+//! Several calls can have found it, and look at its source at once.  Each that has seen that it is
+//! so delivers an event, even from `Idle`, if another one has looked later and seen nothing: the
+//! registration is `Ready` again then.  `Entry::epoch` tells when what was seen ceases to count.
 //!
 //! Either becomes `Disabled` by [`Events::disable`], or when its event is claimed and the mode says
 //! so ([`After::Disable`]), and `Idle` again by [`Events::enable`].  A one-shot registration
@@ -201,8 +200,9 @@ pub(crate) struct Entry<T> {
     state: State,
     /// How often anything was posted, or changed.
     posts: u32,
-    /// How often an event was delivered while it was level-triggered, or it was changed, disabled
-    /// or removed.  Whoever has looked at its source before has looked for something else.
+    /// How often it was changed, disabled, ended or removed, by a program or by the delivery of its
+    /// level-triggered event.  Whoever has looked at its source before has looked for something
+    /// else.
     epoch: u32,
     registration: Option<(Terms, T)>,
 }
@@ -381,8 +381,8 @@ pub(crate) enum Find {
 pub(crate) enum Claim {
     /// The event was claimed.
     Done,
-    /// As [`Claim::Done`], but something was posted meanwhile, so there is a new one: waiters must
-    /// be woken.
+    /// As [`Claim::Done`], but something was posted meanwhile, or the registration is ready again:
+    /// there is a new one, and waiters must be woken.
     Anew,
     /// The event was claimed by somebody else, or it changed.
     Failed,
@@ -1423,7 +1423,7 @@ impl<P: Parts> Events<P> {
                 }
             }
             Origin::Level { id, ticket, epoch } => {
-                // Otherwise somebody else has delivered it, or it is not what was found any more.
+                // Otherwise it is not what was found any more.
                 match self.table.get_mut(id) {
                     Some(entry) if entry.epoch == epoch => {}
                     _ => return Claim::Failed,
@@ -1463,34 +1463,42 @@ impl<P: Parts> Events<P> {
         true
     }
 
-    /// Does what is due to the level-triggered registration `id`, which was seen to be ready.  It
-    /// is idle or ready, as every other state is entered with a new epoch.
+    /// Does what is due to the level-triggered registration `id`, which was seen to be ready.
     ///
-    /// Whoever has seen it so first delivers it, even if somebody else has looked later, and saw
-    /// nothing: to look can take away what there is to see.
+    /// Whoever has seen it so delivers it, even if somebody else has looked later, and saw nothing:
+    /// to look can take away what there is to see.
     #[inline]
     fn deliver_level(&mut self, id: u32) -> Claim {
         let Some(entry) = self.table.get_mut(id) else {
             return Claim::Failed;
         };
-        let terms = entry.registration.as_ref().map(|(terms, _)| terms);
-        let stays = terms.is_some_and(|terms| terms.after == After::Stay);
-        let is_ready = matches!(entry.state, State::Ready { .. });
+        let Some((terms, _)) = &entry.registration else {
+            return Claim::Failed;
+        };
+        let stays = terms.after == After::Stay;
+        let is_ready = match entry.state {
+            State::Ready { .. } => true,
+            State::Idle if terms.trigger == Trigger::Level => false,
+            // With the epoch of before: it has gone around.
+            _ => return Claim::Failed,
+        };
 
-        entry.epoch = entry.epoch.wrapping_add(1);
         self.turn = Trigger::Edge;
-        if stays && is_ready {
-            return Claim::Done;
-        }
-        if stays {
-            self.make_ready(id);
-        } else {
-            if is_ready {
-                self.leave_ready(id);
+        match (stays, is_ready) {
+            (true, true) => Claim::Done,
+            (true, false) => {
+                self.make_ready(id);
+                Claim::Anew
             }
-            self.collected(id);
+            (false, _) => {
+                entry.epoch = entry.epoch.wrapping_add(1);
+                if is_ready {
+                    self.leave_ready(id);
+                }
+                self.collected(id);
+                Claim::Done
+            }
         }
-        Claim::Done
     }
 
     /// Forgets that the level-triggered registration `id`, which was found with `ticket` and

@@ -985,6 +985,11 @@ impl Queue {
         Ok(())
     }
 
+    /// Returns whether level-triggered registrations may be ready.
+    pub(crate) fn is_level_ready(&self) -> bool {
+        self.header.flags() & uapi::KEVENT_RING_LEVEL_READY != 0
+    }
+
     /// Counts the events, no further than `limit`.
     pub(crate) fn count(&self, limit: u32) -> u32 {
         let mut counting = None;

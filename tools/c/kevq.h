@@ -8,7 +8,7 @@
  *
  *	if (kevq_open(&queue, 1024) || kevq_add(&queue, fd, EPOLLIN, 1))
  *		return 1;
- *	while ((n = kevq_poll(&queue, events, 64, KEVQ_FOREVER)) >= 0)
+ *	while ((n = kevq_poll(&queue, events, 64, KEVQ_FOREVER)) >= 0 || n == -EINTR)
  *		for (i = 0; i < n; i++)
  *			handle(events[i].user_data, events[i].value);
  *
@@ -211,19 +211,25 @@ static inline struct ukevent kevq_user(uint64_t ident, uint32_t kind, uint64_t u
  * @nr: how many changes
  * @flags: KEVENT_CTL_RESULTS, or zero
  *
+ * The results of an earlier call are cleared, so what failed can be tried again.
+ *
  * Return: how many were applied, which is less than @nr if one failed; the error if
  * that was the first and @flags is zero
  */
 static inline int kevq_ctl(const struct kevq *q, struct ukevent *changes, unsigned int nr,
 			   unsigned int flags)
 {
+	unsigned int i;
+
+	for (i = 0; i < nr; i++)
+		changes[i].result = 0;
 	return kevq_sys_ctl(q->fd, changes, nr, flags);
 }
 
 /* Apply one change: zero, or a negated error number, as for all that follow */
 static inline int kevq_apply(const struct kevq *q, struct ukevent change)
 {
-	int ret = kevq_sys_ctl(q->fd, &change, 1, 0);
+	int ret = kevq_ctl(q, &change, 1, 0);
 
 	return ret < 0 ? ret : 0;
 }
@@ -582,13 +588,14 @@ static inline int kevq_wait(const struct kevq *q, unsigned int min, int64_t time
 	return kevq_getevents_(q, NULL, min, 0, timeout);
 }
 
-/* Collects through the kernel. */
+/* Collects through the kernel, and tells how many of the events were in the ring. */
 static inline int kevq_collect_(const struct kevq *q, struct kevq_event *events, unsigned int max,
-				unsigned int min, int64_t timeout)
+				unsigned int min, int64_t timeout, int *of_ring)
 {
 	struct ukevent raw[KEVQ_SPILL_];
 	int i, n;
 
+	*of_ring = 0;
 	n = kevq_getevents_(q, raw, min, max < KEVQ_SPILL_ ? max : KEVQ_SPILL_, timeout);
 	for (i = 0; i < n; i++) {
 		events[i].user_data = raw[i].user_data;
@@ -597,6 +604,7 @@ static inline int kevq_collect_(const struct kevq *q, struct kevq_event *events,
 		events[i].flags = 0;
 		events[i].tag = raw[i].tag;
 		events[i].value = raw[i].events;
+		*of_ring += !(raw[i].flags & KEVENT_LEVEL);
 	}
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	return n;
@@ -613,13 +621,15 @@ static inline int kevq_collect_(const struct kevq *q, struct kevq_event *events,
  * one.
  *
  * Return: how many there were: zero if the timeout is over, if another consumer was
- * faster or if there was a kevq_wake(); or -EINTR, if a signal was caught
+ * faster, if what there was is so no longer, or if there was a kevq_wake(), so zero does
+ * not mean that the timeout is over; or -EINTR, if a signal was caught or the process
+ * went on after it was stopped
  */
 static inline int kevq_poll(struct kevq *q, struct kevq_event *events, unsigned int max,
 			    int64_t timeout)
 {
 	uint32_t flags = kevq_flags_(q);
-	int n = 0, ret;
+	int n = 0, of_ring, ret;
 
 	if (!max)
 		return -EINVAL;
@@ -627,13 +637,13 @@ static inline int kevq_poll(struct kevq *q, struct kevq_event *events, unsigned 
 		max = INT32_MAX;
 	/* A ring that has got features which are not known here is left alone. */
 	if (kevq_incompat_(q) & ~KEVQ_KNOWN_)
-		return kevq_collect_(q, events, max, 1, timeout);
+		return kevq_collect_(q, events, max, 1, timeout, &of_ring);
 	/*
 	 * In the call, what is in the ring and what is not take turns, so that neither
 	 * starves.
 	 */
 	if (flags & KEVENT_RING_LEVEL_READY) {
-		n = kevq_collect_(q, events, max, 0, 0);
+		n = kevq_collect_(q, events, max, 0, 0, &of_ring);
 		if (n < 0)
 			return n;
 	}
@@ -642,7 +652,7 @@ static inline int kevq_poll(struct kevq *q, struct kevq_event *events, unsigned 
 		return n;
 	/* There are events, and they are let in as others are collected. */
 	if (kevq_flags_(q) & KEVENT_RING_OVERFLOW)
-		return kevq_collect_(q, events, max, 1, timeout);
+		return kevq_collect_(q, events, max, 1, timeout, &of_ring);
 
 	ret = kevq_wait(q, 1, timeout);
 	if (ret <= 0)
@@ -655,8 +665,8 @@ static inline int kevq_poll(struct kevq *q, struct kevq_event *events, unsigned 
 	 * or another consumer has got it, or it is at a position which this cursor has left
 	 * behind: the kernel knows.
 	 */
-	n = kevq_collect_(q, events, max, 0, 0);
-	if (n >= 0)
+	n = kevq_collect_(q, events, max, 0, 0, &of_ring);
+	if (of_ring)
 		kevq_resynchronise_(q);
 	return n;
 }
@@ -683,7 +693,8 @@ static inline void kevq_close(struct kevq *q)
 /**
  * kevq_attach() - another consumer of a queue
  * @q: filled in
- * @fd: the queue: that of another consumer, or one that came from another process
+ * @fd: the queue: that of another consumer, or one that came from another process; it has
+ *	to stay open until kevq_close() of @q
  *
  * Return: zero; -EOPNOTSUPP if the ring has features that are not known here; else what
  * the kernel said when the ring was mapped

@@ -64,7 +64,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "kevent: %s\n", strerror(-err));
 		return 1;
 	}
-	while ((n = kevq_poll(&queue, events, 64, KEVQ_FOREVER)) >= 0) {
+	while ((n = kevq_poll(&queue, events, 64, KEVQ_FOREVER)) >= 0 || n == -EINTR) {
 		for (i = 0; i < n; i++) {
 			if ((int)events[i].user_data == listener)
 				greet(&queue, listener);
@@ -72,6 +72,7 @@ int main(int argc, char **argv)
 				echo((int)events[i].user_data);
 		}
 	}
+	fprintf(stderr, "kevent: %s\n", strerror(-n));
 	kevq_close(&queue);
-	return 0;
+	return 1;
 }

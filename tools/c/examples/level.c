@@ -27,7 +27,7 @@ int main(void)
 		fprintf(stderr, "kevent: %s\n", strerror(-err));
 		return 1;
 	}
-	while ((n = kevq_poll(&queue, events, 8, KEVQ_FOREVER)) >= 0) {
+	while ((n = kevq_poll(&queue, events, 8, KEVQ_FOREVER)) >= 0 || n == -EINTR) {
 		for (i = 0; i < n; i++) {
 			ssize_t len;
 

@@ -35,7 +35,10 @@ fn main() -> io::Result<()> {
     });
 
     loop {
-        let events: Vec<Event> = ring.poll(None)?.collect();
+        let events: Vec<Event> = match ring.poll(None) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            events => events?.collect(),
+        };
         for event in events {
             match event.user_data {
                 INPUT => match input.read(&mut [0; 16])? {

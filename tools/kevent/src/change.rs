@@ -28,7 +28,7 @@ impl Name {
     }
 
     /// That of a file.
-    pub fn file(fd: impl AsFd) -> Self {
+    pub fn file(fd: &impl AsFd) -> Self {
         Self::new(abi::KEVENT_SOURCE_FD, fd.as_fd().as_raw_fd() as u64)
     }
 
@@ -152,8 +152,9 @@ impl Registration {
 
     /// A file: `events` are [`interest`](crate::interest) bits.
     ///
-    /// The registration belongs to this descriptor and ends when it is closed.
-    pub fn file(fd: impl AsFd, events: u32) -> Self {
+    /// The registration belongs to this descriptor and ends when it is closed.  Until it
+    /// is made, this is no more than the descriptor's number.
+    pub fn file(fd: &impl AsFd, events: u32) -> Self {
         let mut new = Self::new(Name::file(fd));
         new.0.events = events;
         new
@@ -365,7 +366,7 @@ impl Change {
 
     /// Moves a registration, with its unclaimed event if it has one, to another
     /// queue: a [`Queue`](crate::Queue), or the descriptor of one.
-    pub fn move_to(name: Name, queue: impl AsFd) -> Self {
+    pub fn move_to(name: Name, queue: &impl AsFd) -> Self {
         let mut change = Self::new(abi::KEVENT_OP_MOVE, named(name));
         change.0.data = queue.as_fd().as_raw_fd() as u64;
         change
@@ -452,7 +453,7 @@ mod tests {
 
     #[test]
     fn modes_are_those_of_the_header() {
-        let file = || Registration::file(io::stdin(), interest::IN);
+        let file = || Registration::file(&io::stdin(), interest::IN);
         for (file, flags) in [
             (file().level(), 2),
             (file().one_shot(), 5),

@@ -80,6 +80,13 @@ pub(crate) struct Consumer<B: Backend> {
     pub(crate) stats: RingStats,
 }
 
+/// How many events the kernel collected.
+struct Collected {
+    all: usize,
+    /// Those that were in the ring.
+    of_ring: usize,
+}
+
 /// What a look at one slot gave.
 enum Found {
     Event(Event),
@@ -287,7 +294,7 @@ impl<B: Backend> Consumer<B> {
     pub(crate) fn poll(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
         self.events.clear();
         if !self.understood() {
-            return self.collect(1, timeout);
+            return Ok(self.collect(1, timeout)?.all);
         }
         // In the call, what is in the ring and what is not take turns, so that
         // neither starves.
@@ -300,7 +307,7 @@ impl<B: Backend> Consumer<B> {
         }
         if self.backend.flags() & abi::KEVENT_RING_OVERFLOW != 0 {
             // There are events, and they are let in as others are collected.
-            return self.collect(1, timeout);
+            return Ok(self.collect(1, timeout)?.all);
         }
         if self.wait(1, timeout)? == 0 || self.claim() != 0 {
             return Ok(self.events.len());
@@ -309,19 +316,28 @@ impl<B: Backend> Consumer<B> {
         // level-triggered, or another consumer has got it, or it is at a
         // position which this cursor has left behind: the kernel knows.
         let collected = self.collect(0, Some(Duration::ZERO))?;
-        self.resynchronise();
-        Ok(collected)
+        if collected.of_ring != 0 {
+            self.resynchronise();
+        }
+        Ok(collected.all)
     }
 
     /// Collects through the kernel.
-    fn collect(&mut self, min: usize, timeout: Option<Duration>) -> io::Result<usize> {
+    fn collect(&mut self, min: usize, timeout: Option<Duration>) -> io::Result<Collected> {
         let mut raw = [Ukevent::default(); SPILL];
         let room = self.limit.min(SPILL);
         self.stats.collects += 1;
         let collected = self.backend.getevents(&mut raw[..room], min, timeout)?;
         self.stats.collected += collected as u64;
-        self.events.extend(raw[..collected].iter().map(Event::from));
+        let raw = &raw[..collected];
+        self.events.extend(raw.iter().map(Event::from));
         fence(SeqCst);
-        Ok(collected)
+        Ok(Collected {
+            all: collected,
+            of_ring: raw
+                .iter()
+                .filter(|it| it.flags & abi::KEVENT_LEVEL == 0)
+                .count(),
+        })
     }
 }

@@ -156,7 +156,10 @@ impl Fake {
     /// Makes a level-triggered event ready.
     fn level(&self, user_data: u64) {
         let mut state = self.state.lock().unwrap();
-        state.level.push_back(event(1, user_data));
+        state.level.push_back(Ukevent {
+            flags: abi::KEVENT_LEVEL,
+            ..event(1, user_data)
+        });
         self.flags.fetch_or(abi::KEVENT_RING_LEVEL_READY, Relaxed);
     }
 
@@ -497,6 +500,21 @@ fn an_event_behind_the_cursor_is_found_by_the_kernel() {
     // It found its way again: no further help is needed.
     kernel.post(1, 3);
     assert_eq!(claim(&mut consumer), [3]);
+}
+
+/// Or each of them would cost a walk over all slots.
+#[test]
+fn a_level_triggered_event_does_not_send_the_cursor_back() {
+    let kernel = Fake::new(4);
+    let mut consumer = Consumer::new(kernel.clone(), 8);
+    kernel.post(1, 7);
+    assert_eq!(claim(&mut consumer), [7]);
+    let cursor = consumer.cursor;
+    // Ready when the consumer has looked at the flags already.
+    kernel.level(8);
+    kernel.flags.store(0, Relaxed);
+    assert_eq!(poll(&mut consumer), [8]);
+    assert_eq!(consumer.cursor, cursor);
 }
 
 #[test]

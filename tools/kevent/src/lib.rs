@@ -12,7 +12,12 @@
 //! let mut ring = queue.ring();
 //! queue.add(std::io::stdin(), interest::IN, 1)?;
 //! loop {
-//!     for event in ring.poll(None)? {
+//!     // A signal, or the end of a stop, interrupts it.
+//!     let events = match ring.poll(None) {
+//!         Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+//!         events => events?,
+//!     };
+//!     for event in events {
 //!         println!("source {} is ready: {:#x}", event.user_data, event.value);
 //!     }
 //! }
@@ -32,7 +37,7 @@
 //! # let queue = Queue::new(1024)?;
 //! let second = Timer::every(Duration::from_secs(1));
 //! for what in [
-//!     Registration::file(std::io::stdin(), interest::IN).level(),
+//!     Registration::file(&std::io::stdin(), interest::IN).level(),
 //!     Registration::timer(0, second).user_data(2),
 //!     Registration::counter(0).one_shot().user_data(3),
 //! ] {
@@ -225,7 +230,7 @@ impl Queue {
     /// `ENOSPC` ([`StorageFull`](io::ErrorKind::StorageFull)) if all slots are
     /// reserved; else what the kernel says of this descriptor.
     pub fn add(&self, fd: impl AsFd, events: u32, user_data: u64) -> io::Result<()> {
-        let what = Registration::file(fd, events).user_data(user_data);
+        let what = Registration::file(&fd, events).user_data(user_data);
         self.apply(Change::add(what))
     }
 
@@ -236,7 +241,7 @@ impl Queue {
     ///
     /// [`NotFound`](io::ErrorKind::NotFound) if it is not registered.
     pub fn modify(&self, fd: impl AsFd, events: u32, user_data: u64) -> io::Result<()> {
-        let what = Registration::file(fd, events).user_data(user_data);
+        let what = Registration::file(&fd, events).user_data(user_data);
         self.apply(Change::modify(what))
     }
 
@@ -249,7 +254,7 @@ impl Queue {
     ///
     /// [`NotFound`](io::ErrorKind::NotFound) if it is not registered.
     pub fn delete(&self, fd: impl AsFd) -> io::Result<()> {
-        self.apply(Change::delete(Name::file(fd)))
+        self.apply(Change::delete(Name::file(&fd)))
     }
 
     /// Makes at least `slots` slots of the ring, which must be more than there
@@ -479,12 +484,14 @@ impl Ring {
     ///
     /// No system call is made as long as the ring has events and nothing is
     /// [`level_ready`](Self::level_ready).  The batch may be empty: after the
-    /// timeout, when another consumer was faster, or when it was told to return.
+    /// timeout, when another consumer was faster, when what there was is so no
+    /// longer, or when it was told to return.
     ///
     /// # Errors
     ///
-    /// [`Interrupted`](io::ErrorKind::Interrupted) if a signal was caught while
-    /// it was blocked.  No event is lost by an error.
+    /// [`Interrupted`](io::ErrorKind::Interrupted) if a signal was caught, or the
+    /// process went on after it was stopped, while it was blocked.  No event is
+    /// lost by an error.
     pub fn poll(&mut self, timeout: Option<Duration>) -> io::Result<Batch<'_>> {
         self.0.poll(timeout)?;
         Ok(self.last_batch())

@@ -103,10 +103,12 @@ fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     chosen(args, &process::find(proc)?)?;
     let mut tracer = Tracer::new(&args.tracefs)?;
     let mut round = 0;
+    let mut start = Instant::now();
     while args.count.is_none_or(|count| round < count) {
-        let start = Instant::now();
         let tally = tracer.count(interval, || stop.load(Relaxed))?;
+        // What was traced since the last round, while that was printed, too.
         let time = start.elapsed();
+        start = Instant::now();
         if stop.load(Relaxed) {
             break;
         }

@@ -171,7 +171,8 @@ struct kevent_ring {
  * passed over.  If kevent_getevents() says that there are events, and none is
  * found at the position, then another consumer has got them, or they are
  * level-triggered, or this one has passed over them: collect once by
- * kevent_getevents(), and begin in that way again.
+ * kevent_getevents(), and begin in that way again, unless all that it gave is
+ * level-triggered.
  */
 struct kevent_slot {
 	__u64 word;
