@@ -133,6 +133,12 @@ impl Queue {
     pub(crate) fn get_events(&self, wait: &Wait) -> Result<u32> {
         let result = self.wait_and_collect(wait);
 
+        if wait.events.is_some() && matches!(result, Ok(0) | Err(_)) {
+            // Others can have found what is ready since this call began to look, so that it was
+            // passed over here, and they need not collect it.  Who polls the queue comes here until
+            // there is nothing more, and would not come again.
+            self.tell_pollers_of_level();
+        }
         self.retire();
         result
     }
@@ -198,12 +204,6 @@ impl Queue {
             {
                 // There may be more, and what is level-triggered is still there.
                 self.pass_on();
-            }
-            if collected.events == 0 && self.is_level_ready() {
-                // Others have found it since this call began to look, so that it was passed over
-                // here, and they need not collect it.  Who polls the queue comes here until there
-                // is nothing more, and would not come again.
-                self.wake_pollers(0);
             }
             if collected.events == before && missing != 0 && matches!(waited, Waited::Ready(_)) {
                 // Somebody else was faster, and can be so again and again.

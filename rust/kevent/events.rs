@@ -33,8 +33,9 @@
 //!         collect: nothing is so         +-----+
 //! ```
 //!
-//! Several calls can have found it, and look at its source at once.  Each that has seen that it is
-//! so delivers an event, even from `Idle`, if another one has looked later and seen nothing: the
+//! Several calls can have found it, and look at its source at once.  Any that has seen nothing
+//! makes it `Idle`, unless something was posted since it was found.  Any that has seen that it is
+//! so delivers an event, even from `Idle`: to look can take away what there is to see.  The
 //! registration is `Ready` again then.  `Entry::epoch` tells when what was seen ceases to count.
 //!
 //! Either becomes `Disabled` by [`Events::disable`], or when its event is claimed and the mode says
@@ -269,7 +270,6 @@ impl<T> Entry<T> {
         let event = Event {
             origin: Origin::Level {
                 id,
-                ticket,
                 epoch: self.epoch,
             },
             value: 0,
@@ -340,7 +340,7 @@ impl Scan {
 #[derive(Clone, Copy, Debug)]
 enum Origin {
     Ring { ring: u8, found: Found },
-    Level { id: u32, ticket: u64, epoch: u32 },
+    Level { id: u32, epoch: u32 },
 }
 
 /// An event that can be collected, found by [`Events::find`].
@@ -1422,7 +1422,7 @@ impl<P: Parts> Events<P> {
                     Claim::Failed
                 }
             }
-            Origin::Level { id, ticket, epoch } => {
+            Origin::Level { id, epoch } => {
                 // Otherwise it is not what was found any more.
                 match self.table.get_mut(id) {
                     Some(entry) if entry.epoch == epoch => {}
@@ -1431,7 +1431,7 @@ impl<P: Parts> Events<P> {
                 if so {
                     self.deliver_level(id)
                 } else {
-                    self.forget_level(id, ticket, event.posts)
+                    self.forget_level(id, event.posts)
                 }
             }
         }
@@ -1463,10 +1463,8 @@ impl<P: Parts> Events<P> {
         true
     }
 
-    /// Does what is due to the level-triggered registration `id`, which was seen to be ready.
-    ///
-    /// Whoever has seen it so delivers it, even if somebody else has looked later, and saw nothing:
-    /// to look can take away what there is to see.
+    /// Does what is due to the level-triggered registration `id`, which was seen to be ready, even
+    /// if somebody else has looked later and seen nothing.
     #[inline]
     fn deliver_level(&mut self, id: u32) -> Claim {
         let Some(entry) = self.table.get_mut(id) else {
@@ -1501,19 +1499,17 @@ impl<P: Parts> Events<P> {
         }
     }
 
-    /// Forgets that the level-triggered registration `id`, which was found with `ticket` and
-    /// `posts`, may be ready.
-    fn forget_level(&mut self, id: u32, ticket: u64, posts: u32) -> Claim {
-        let Some(entry) = self.table.get(id) else {
-            return Claim::Failed;
-        };
-
-        match entry.state {
+    /// Forgets that the level-triggered registration `id`, which was found with `posts`, may be
+    /// ready.
+    ///
+    /// It does not matter who has found it last: if that were to decide, two that find it in turn
+    /// would never forget it.
+    fn forget_level(&mut self, id: u32, posts: u32) -> Claim {
+        match self.table.get(id).map(|entry| (entry.state, entry.posts)) {
             // As if it had been posted right after the claim.  This scan does not come by again,
             // and who polls the queue has to learn that it is ready again.
-            State::Ready { .. } if entry.posts != posts => Claim::Anew,
-            // If it has another ticket, somebody else has found it later, and looks as well.
-            State::Ready { ticket: last } if last == ticket => {
+            Some((State::Ready { .. }, now)) if now != posts => Claim::Anew,
+            Some((State::Ready { .. }, _)) => {
                 self.leave_ready(id);
                 self.set_state(id, State::Idle);
                 Claim::Done

@@ -432,6 +432,13 @@ impl Queue {
             .wake_one((mask::IN | mask::RDNORM | wake_bits) as usize);
     }
 
+    /// Wakes those who poll the queue if level-triggered registrations may be ready.
+    pub(crate) fn tell_pollers_of_level(&self) {
+        if self.header.flags() & uapi::KEVENT_RING_LEVEL_READY != 0 && self.pollers.is_active() {
+            self.wake_pollers(0);
+        }
+    }
+
     /// Claims events that were found, each with whether it is so and to be untouched, until one
     /// cannot be claimed; see [`Events::claim`].
     ///
@@ -983,11 +990,6 @@ impl Queue {
         result.map_err(|_ring| EINVAL)?;
         while self.inner.lock().events.flush(STEPS) {}
         Ok(())
-    }
-
-    /// Returns whether level-triggered registrations may be ready.
-    pub(crate) fn is_level_ready(&self) -> bool {
-        self.header.flags() & uapi::KEVENT_RING_LEVEL_READY != 0
     }
 
     /// Counts the events, no further than `limit`.

@@ -90,7 +90,7 @@ impl KeventRing {
 impl Backend for KeventRing {
     fn add(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         let events = interest::IN | interest::OUT | interest::RDHUP;
-        self.queue.add(fd, events, token)
+        self.queue.add(&fd, events, token)
     }
 
     fn want_write(&mut self, _: BorrowedFd<'_>, _: u64, _: bool) -> io::Result<()> {

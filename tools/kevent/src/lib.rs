@@ -10,7 +10,7 @@
 //! # fn main() -> std::io::Result<()> {
 //! let queue = Queue::new(1024)?;
 //! let mut ring = queue.ring();
-//! queue.add(std::io::stdin(), interest::IN, 1)?;
+//! queue.add(&std::io::stdin(), interest::IN, 1)?;
 //! loop {
 //!     // A signal, or the end of a stop, interrupts it.
 //!     let events = match ring.poll(None) {
@@ -229,8 +229,8 @@ impl Queue {
     /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) if it is registered,
     /// `ENOSPC` ([`StorageFull`](io::ErrorKind::StorageFull)) if all slots are
     /// reserved; else what the kernel says of this descriptor.
-    pub fn add(&self, fd: impl AsFd, events: u32, user_data: u64) -> io::Result<()> {
-        let what = Registration::file(&fd, events).user_data(user_data);
+    pub fn add(&self, fd: &impl AsFd, events: u32, user_data: u64) -> io::Result<()> {
+        let what = Registration::file(fd, events).user_data(user_data);
         self.apply(Change::add(what))
     }
 
@@ -240,8 +240,8 @@ impl Queue {
     /// # Errors
     ///
     /// [`NotFound`](io::ErrorKind::NotFound) if it is not registered.
-    pub fn modify(&self, fd: impl AsFd, events: u32, user_data: u64) -> io::Result<()> {
-        let what = Registration::file(&fd, events).user_data(user_data);
+    pub fn modify(&self, fd: &impl AsFd, events: u32, user_data: u64) -> io::Result<()> {
+        let what = Registration::file(fd, events).user_data(user_data);
         self.apply(Change::modify(what))
     }
 
@@ -253,8 +253,8 @@ impl Queue {
     /// # Errors
     ///
     /// [`NotFound`](io::ErrorKind::NotFound) if it is not registered.
-    pub fn delete(&self, fd: impl AsFd) -> io::Result<()> {
-        self.apply(Change::delete(Name::file(&fd)))
+    pub fn delete(&self, fd: &impl AsFd) -> io::Result<()> {
+        self.apply(Change::delete(Name::file(fd)))
     }
 
     /// Makes at least `slots` slots of the ring, which must be more than there
