@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::abi;
 use crate::consumer::{Backend, Consumer, Slots};
 use crate::events::{After, Claim, Pending, Post, Refused, Seen, Terms, Trigger, Update};
-use crate::kernel::{claim_at, level, one_shot, terms, whole, Item, Kernel, Plan};
+use crate::kernel::{claim_at, level, one_shot, terms, whole, Found, Item, Kernel, Plan};
 
 /// Claims with the library's consumer: names and values.
 fn claim(consumer: &mut Consumer<Arc<Kernel>>) -> Vec<(u64, u32)> {
@@ -47,6 +47,11 @@ const COUNTER: Item = Item {
 
 fn set_so(kernel: &Arc<Kernel>, id: u32, so: bool) {
     kernel.locked(|queue| queue.item_mut(id).unwrap().so = so);
+}
+
+/// Claims what the kernel found, after a look that says whether it is `so`.
+fn claim_level(kernel: &Kernel, event: &Found, so: bool) -> Claim {
+    kernel.locked(|queue| queue.claim(event, so, true))
 }
 
 #[test]
@@ -465,15 +470,13 @@ fn level_triggered_events_are_looked_at_and_told_of() {
     kernel.post(id, 1);
     let stale = kernel.find().unwrap();
     assert_eq!(kernel.post(id, 1), Post::Merged);
-    let claim = kernel.locked(|queue| queue.claim(&stale, false, true));
-    assert_eq!(claim, Claim::Anew);
+    assert_eq!(claim_level(&kernel, &stale, false), Claim::Anew);
     assert!(level_ready(&kernel));
     let fresh = kernel.find().unwrap();
     let last = kernel.find().unwrap();
-    let claim = |event, so| kernel.locked(|queue| queue.claim(event, so, true));
     // Whoever has found it last: or two that find it in turn would go on for ever.
-    assert_eq!(claim(&fresh, false), Claim::Done);
-    assert_eq!(claim(&last, false), Claim::Failed);
+    assert_eq!(claim_level(&kernel, &fresh, false), Claim::Done);
+    assert_eq!(claim_level(&kernel, &last, false), Claim::Failed);
     assert!(!level_ready(&kernel));
 }
 
@@ -499,8 +502,7 @@ fn who_has_seen_a_level_triggered_event_delivers_it_whoever_looked_later() {
                 true => Claim::Anew,
                 false => Claim::Done,
             };
-            let claim = kernel.locked(|queue| queue.claim(&second, true, true));
-            assert_eq!(claim, again);
+            assert_eq!(claim_level(&kernel, &second, true), again);
             assert_eq!(level_ready(&kernel), stays);
             assert_eq!(kernel.seen(id).is_none(), after == After::End);
             // Whoever else has seen it, unless it was for one.
@@ -520,9 +522,8 @@ fn what_is_delivered_by_one_does_not_hide_what_another_has_seen_later() {
     let [first, second] = [(); 2].map(|()| kernel.find().unwrap());
     assert!(kernel.claim(&first, true, true));
     assert_eq!(kernel.post(id, 1), Post::Merged);
-    let claim = |event, so| kernel.locked(|queue| queue.claim(event, so, true));
-    assert_eq!(claim(&second, false), Claim::Anew);
-    assert_eq!(claim(&second, true), Claim::Done);
+    assert_eq!(claim_level(&kernel, &second, false), Claim::Anew);
+    assert_eq!(claim_level(&kernel, &second, true), Claim::Done);
 }
 
 #[test]
@@ -563,10 +564,9 @@ fn who_looked_before_a_post_is_told_of_it_whoever_found_it_later() {
     let first = kernel.find().unwrap();
     assert_eq!(kernel.post(id, 1), Post::Merged);
     let second = kernel.find().unwrap();
-    let claim = |event| kernel.locked(|queue| queue.claim(event, false, true));
-    assert_eq!(claim(&first), Claim::Anew);
-    assert_eq!(claim(&second), Claim::Done);
-    assert_eq!(claim(&first), Claim::Failed);
+    assert_eq!(claim_level(&kernel, &first, false), Claim::Anew);
+    assert_eq!(claim_level(&kernel, &second, false), Claim::Done);
+    assert_eq!(claim_level(&kernel, &first, false), Claim::Failed);
 }
 
 #[test]
