@@ -110,21 +110,22 @@ def kernel(source, out, fragments, name="build", machine=arch.X86_64):
     """Build the kernel in `source`, only what changed; gives the Kernel."""
     built, stamp = Kernel(source, out, machine), out / ".kevent-stamp"
     command, settings = command_and_settings(source, out, fragments, machine)
-    out.mkdir(parents=True, exist_ok=True)
-    key = {"settings": settings, "commit": tree.git(source, "rev-parse", "HEAD").strip()}
-    old = json.loads(stamp.read_text()) if stamp.exists() else {}
-    if old == key and built.image.exists():
-        ui.say(f"{name}: {built.release} is up to date")
+    with ui.alone(out.name):
+        out.mkdir(parents=True, exist_ok=True)
+        key = {"settings": settings, "commit": tree.git(source, "rev-parse", "HEAD").strip()}
+        old = json.loads(stamp.read_text()) if stamp.exists() else {}
+        if old == key and built.image.exists():
+            ui.say(f"{name}: {built.release} is up to date")
+            return built
+        stamp.unlink(missing_ok=True)
+        configure(source, out, fragments, machine)
+        log = config.log(name)
+        ui.run(command, f"{name}: the kernel", log, env=environment(),
+               counts=r"^  [A-Z][A-Z0-9_. ]+ ", unit="steps",
+               do=f"see the log; to try again by hand:\ncd {source} && "
+                  f"{shlex.join(map(str, command))}")
+        stamp.write_text(json.dumps(key))
         return built
-    stamp.unlink(missing_ok=True)
-    configure(source, out, fragments, machine)
-    log = config.log(name)
-    ui.run(command, f"{name}: the kernel", log, env=environment(),
-           counts=r"^  [A-Z][A-Z0-9_. ]+ ", unit="steps",
-           do=f"see the log; to try again by hand:\ncd {source} && "
-              f"{shlex.join(map(str, command))}")
-    stamp.write_text(json.dumps(key))
-    return built
 
 
 def out_folder(base, name="test"):
@@ -141,7 +142,8 @@ def fragments(machine, *others):
 def patched_source(user_tree=None):
     """The base, and the source with the series applied to it."""
     base = tree.get(user_tree, series.applies)
-    return base, base.checkout(series.applied(base))
+    with ui.alone("tree"):
+        return base, base.checkout(series.applied(base))
 
 
 def patched(user_tree=None, kind="", machine=arch.X86_64):

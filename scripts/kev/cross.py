@@ -92,6 +92,7 @@ def links_c(machine, bits):
 
 
 @functools.cache
+@ui.alone("set-up")
 def need_c(machine, bits):
     """Make sure that C programs of so many bits can be made."""
     if not links_c(machine, bits):
@@ -126,6 +127,7 @@ def rust_package():
 
 
 @functools.cache
+@ui.alone("set-up")
 def need_rust(machine):
     """rustc's flags for programs of that architecture."""
     need_c(machine, 64)
@@ -145,6 +147,7 @@ def need_rust(machine):
 # ---- the guest ---------------------------------------------------------------
 
 @functools.cache
+@ui.alone("set-up")
 def need_guest(machine):
     """QEMU, and the guest's initial file system, which is given."""
     setup.require(lambda: shutil.which(machine.qemu.program), [machine.qemu.package],

@@ -74,6 +74,7 @@ def changes_kernel(source):
     return not all(path.startswith(NO_KERNEL) for path in changed)
 
 
+@ui.alone("each")
 def command(args):
     """Every patch with CONFIG_KEVENT=n, then with =y; gives the exit status.
 

@@ -81,6 +81,7 @@ def installed(package):
     return done.returncode == 0 and done.stdout == "installed"
 
 
+@ui.alone("set-up")
 def install(packages):
     """Install distribution packages, as root or through sudo."""
     missing = [p for p in packages if not installed(p)]
@@ -214,6 +215,7 @@ def llvm_packages():
 
 
 @functools.cache
+@ui.alone("set-up")
 def toolchain():
     """Packages and programs for building; prints the versions once."""
     packages("tree")
@@ -243,6 +245,7 @@ def toolchain():
 
 
 @functools.cache
+@ui.alone("set-up")
 def vng():
     """The vng program of virtme-ng, in a virtual environment inside the cache."""
     packages("boot")

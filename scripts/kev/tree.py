@@ -280,6 +280,7 @@ def order(available, wanted):
     return near + newer
 
 
+@ui.alone("tree")
 def get(user_tree=None, applies=lambda base: True):
     """The base to work on. `applies` says whether the series applies to a base; it
     is asked only when the pinned version cannot be had."""
@@ -316,6 +317,7 @@ def get(user_tree=None, applies=lambda base: True):
                      config.log("tree-apt"))
 
 
+@ui.alone("tree")
 def get_version(wanted):
     """The base of another version, e.g. "7.2" or "7.2.6": cached, Debian's, or kernel.org's."""
     setup.packages("tree")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """What the user sees: progress of long steps, and failures that say what to do."""
 
+import contextlib
+import fcntl
 import os
 import re
 import selectors
@@ -67,6 +69,30 @@ class Progress:
     def done(self, state=""):
         line = f"{self.title}: {state or 'done'} ({duration(self.elapsed())})"
         say(f"\r\033[K{line}" if TTY else f"  {line}")
+
+
+#: What this process does alone.
+ALONE = set()
+
+
+@contextlib.contextmanager
+def alone(what):
+    """Of all scripts one at a time does this; the others wait, and then may find it done."""
+    if what in ALONE:
+        yield
+        return
+    with open(config.cache("lock") / what, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress = Progress(f"{what}: waiting for another script that is at it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            progress.done()
+        ALONE.add(what)
+        try:
+            yield
+        finally:
+            ALONE.remove(what)
 
 
 def stop(process):
