@@ -77,7 +77,10 @@ ALONE = set()
 
 @contextlib.contextmanager
 def alone(what):
-    """Of all scripts one at a time does this; the others wait, and then may find it done."""
+    """Of all scripts one at a time does this; the others wait, and then may find it done.
+
+    Who takes several takes them in this order: each, tree, the folder of a kernel, set-up.
+    """
     if what in ALONE:
         yield
         return
