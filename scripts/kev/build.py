@@ -142,8 +142,7 @@ def fragments(machine, *others):
 def patched_source(user_tree=None):
     """The base, and the source with the series applied to it."""
     base = tree.get(user_tree, series.applies)
-    with ui.alone("tree"):
-        return base, base.checkout(series.applied(base))
+    return base, base.checkout(series.applied(base))
 
 
 def patched(user_tree=None, kind="", machine=arch.X86_64):

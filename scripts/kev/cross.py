@@ -92,7 +92,6 @@ def links_c(machine, bits):
 
 
 @functools.cache
-@ui.alone("set-up")
 def need_c(machine, bits):
     """Make sure that C programs of so many bits can be made."""
     if not links_c(machine, bits):

@@ -118,6 +118,7 @@ def packages(kind):
 HELLO = "#include <stdio.h>\nint main(void) { return !puts(\"\"); }\n"
 
 
+@ui.alone("set-up")
 def links(command, text):
     """Does this command, which reads its standard input, make a program of the text?"""
     program = config.cache("tmp") / "links"

@@ -44,6 +44,7 @@ class Base:
         """Is it, bit for bit, the tree that versions.toml pins?"""
         return git(self.repo, "rev-parse", "base^{tree}").strip() == PIN["tree"]
 
+    @ui.alone("tree")
     def checkout(self, commit):
         """Bring the build's work tree to `commit`, touching only files that differ."""
         git(self.repo, "checkout", "--quiet", "--force", "--detach", commit)
