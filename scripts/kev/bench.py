@@ -360,13 +360,13 @@ def other_kernels(user_tree):
     """{what it is: kernel}, all built in one place."""
     base = tree.get(user_tree, series.applies)
     tip = series.applied(base)
-    source, off = build.other_commits(base)
-    for name, commit, fragment in ((WITHOUT, base.commit, off), ("CONFIG_KEVENT=n", tip, off),
-                                   ("CONFIG_KEVENT=y", tip, build.FRAGMENT)):
-        label = "others-" + re.sub(r"\W+", "-", name).lower()
-        tree.git(source, "checkout", "-q", "--force", "--detach", commit)
-        yield name, build.kernel(source, build.out_folder(base, label),
-                                 build.fragments(arch.X86_64, fragment), label)
+    with build.other_commits(base) as (source, off):
+        for name, commit, fragment in ((WITHOUT, base.commit, off), ("CONFIG_KEVENT=n", tip, off),
+                                       ("CONFIG_KEVENT=y", tip, build.FRAGMENT)):
+            label = "others-" + re.sub(r"\W+", "-", name).lower()
+            tree.checkout(source, commit)
+            yield name, build.kernel(source, build.out_folder(base, label),
+                                     build.fragments(arch.X86_64, fragment), label)
 
 
 def others(user_tree):

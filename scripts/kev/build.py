@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Configure and build the kernel, its headers and its selftests, incrementally."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -203,11 +204,14 @@ def selftests(kernel, bits=64):
     return [Path(p) if p.startswith("/") else folder / p for p in listing.split()]
 
 
+@contextlib.contextmanager
 def other_commits(base):
-    """A worktree for any commit, and the fragment that has Rust but not kevent."""
-    source, off = config.cache("each") / base.repo.name, config.cache("each") / "off.config"
-    if not (source / ".git").exists():
-        tree.git(base.repo, "worktree", "prune")
-        tree.git(base.repo, "worktree", "add", "-q", "-f", "--detach", source, base.commit)
-    off.write_text("CONFIG_RUST=y\n# CONFIG_KEVENT is not set\n")
-    return source, off
+    """A worktree for any commit, for one script at a time, and the fragment that has Rust but not
+    kevent."""
+    with ui.alone("each"):
+        source, off = config.cache("each") / base.repo.name, config.cache("each") / "off.config"
+        if not (source / ".git").exists():
+            tree.git(base.repo, "worktree", "prune")
+            tree.git(base.repo, "worktree", "add", "-q", "-f", "--detach", source, base.commit)
+        off.write_text("CONFIG_RUST=y\n# CONFIG_KEVENT is not set\n")
+        yield source, off

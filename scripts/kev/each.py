@@ -74,7 +74,6 @@ def changes_kernel(source):
     return not all(path.startswith(NO_KERNEL) for path in changed)
 
 
-@ui.alone("each")
 def command(args):
     """Every patch with CONFIG_KEVENT=n, then with =y; gives the exit status.
 
@@ -84,29 +83,29 @@ def command(args):
     """
     machine, base = args.arch, tree.get(args.tree, series.applies)
     commits = series.commits(base.repo, base.commit, series.applied(base))
-    source, off = build.other_commits(base)
-    seen = Seen(config.cache("each") / f"{machine.label('seen')}.json", args.again)
     rows = {number: [f"{number:3}"] for number in range(1, len(commits) + 1)}
-    failed, earlier, start = 0, False, time.monotonic()
-    for value, fragment in (("n", off), ("y", build.FRAGMENT)):
-        before = False
-        for number, row in rows.items():
-            tree.git(source, "checkout", "-q", "--force", "--detach", commits[number - 1])
-            subject = tree.git(source, "log", "-1", "--format=%s").strip()
-            ui.say(f"\npatch {number}/{len(commits)}, CONFIG_KEVENT={value}: {subject}")
-            if value == "y" and not has_option(source):
-                well, words = True, "no option yet"
-            elif before and not changes_kernel(source):
-                well, words = True, "as before    "
-            else:
-                well, words = one(base, source, machine, fragment, f"each-{number:02}-{value}",
-                                  seen)
-                before = well
-            row.append(f"{value}: {words}")
-            failed += not well
-            earlier |= words.endswith(BEFORE)
-            if value == "y":
-                row.append(subject)
+    with build.other_commits(base) as (source, off):
+        failed, earlier, start = 0, False, time.monotonic()
+        seen = Seen(config.cache("each") / f"{machine.label('seen')}.json", args.again)
+        for value, fragment in (("n", off), ("y", build.FRAGMENT)):
+            before = False
+            for number, row in rows.items():
+                tree.checkout(source, commits[number - 1])
+                subject = tree.git(source, "log", "-1", "--format=%s").strip()
+                ui.say(f"\npatch {number}/{len(commits)}, CONFIG_KEVENT={value}: {subject}")
+                if value == "y" and not has_option(source):
+                    well, words = True, "no option yet"
+                elif before and not changes_kernel(source):
+                    well, words = True, "as before    "
+                else:
+                    well, words = one(base, source, machine, fragment, f"each-{number:02}-{value}",
+                                      seen)
+                    before = well
+                row.append(f"{value}: {words}")
+                failed += not well
+                earlier |= words.endswith(BEFORE)
+                if value == "y":
+                    row.append(subject)
     ui.say("\n" + "\n".join("  ".join(row) for row in rows.values()))
     if earlier:
         ui.say(f"{BEFORE} seen by an earlier run, which took that long; --again does it again")

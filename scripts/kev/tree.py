@@ -29,6 +29,11 @@ def git(repo, *args, env=None, check=True, data=None):
                      env={**config.git_environment(), **(env or {})}, check=check, data=data)
 
 
+def checkout(repo, commit):
+    """Bring a work tree to `commit`, touching only files that differ."""
+    git(repo, "checkout", "--quiet", "--force", "--detach", commit)
+
+
 @dataclass(frozen=True)
 class Base:
     """A pristine tree in git: its version and the repository that holds it."""
@@ -46,8 +51,8 @@ class Base:
 
     @ui.alone("tree")
     def checkout(self, commit):
-        """Bring the build's work tree to `commit`, touching only files that differ."""
-        git(self.repo, "checkout", "--quiet", "--force", "--detach", commit)
+        """Bring the build's work tree to `commit`."""
+        checkout(self.repo, commit)
         return self.repo
 
 

@@ -17,6 +17,20 @@ def row(name, peer, least, unit="insns"):
             "mode": least, "high": least, "hits": 200}
 
 
+class OtherKernels(unittest.TestCase):
+    def test_nobody_else_has_their_worktree(self):
+        with (tempfile.TemporaryDirectory() as folder,
+              mock.patch.object(bench.config, "CACHE", Path(folder)),
+              mock.patch.multiple(bench.tree, get=mock.DEFAULT, git=mock.DEFAULT,
+                                  checkout=mock.DEFAULT) as mocks,
+              mock.patch.object(bench.series, "applied"),
+              mock.patch.multiple(bench.build, kernel=mock.DEFAULT, out_folder=mock.DEFAULT)):
+            mocks["get"].return_value.repo.name = "linux"
+            self.assertEqual([bench.ui.ALONE == {"each"} for _ in bench.other_kernels(None)],
+                             [True] * 3)
+        self.assertEqual(bench.ui.ALONE, set())
+
+
 class RegressionTest(unittest.TestCase):
     OLD = [row("path.1", "kevent", 130), row("path.1", "kevent syscall", 600),
            row("collect.user.64", "kevent", 3.4)]
